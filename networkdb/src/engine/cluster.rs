@@ -1,0 +1,446 @@
+//! Nodes: which run of each is the last, and whether it is up, failed or left.
+//!
+//! The failure detector says who is up and who is down; a node's own farewell says that it left. There is one record per
+//! node id, of its highest generation, and only what is said of that generation counts. A failed node's entries are
+//! hidden and come back with it; a node that left takes its entries with it. A new node id on the address of another means
+//! that the other has left.
+//!
+//! The cluster's state (members, node records, attachments) is compared by digest every few seconds and exchanged as a
+//! whole over a stream when it differs, on join and when a member returns. Implements `docs/ALGORITHM.md`, section
+//! "Nodes".
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::broadcast::{Class, Scope, Subject};
+use super::event::{Digest, NodeRecord};
+use super::membership::{Member, SwimOutput};
+use super::{Engine, Output, Roster, Standing, TimerKind};
+use crate::id::{Generation, LamportTime, NodeId};
+use crate::wire::{Message, PushPull};
+
+/// What is known of a node's last run.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Status {
+    /// Heard of, but not met.
+    Heard,
+    Up,
+    Failed,
+    Left,
+}
+
+/// The record of one node.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub generation: Generation,
+    pub status: Status,
+    /// As the failure detector last knew it.
+    pub member: Option<Member>,
+    /// The engine's millisecond at which the record of a node that is not up expires.
+    pub expires: Option<u64>,
+}
+
+/// All nodes known.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    nodes: BTreeMap<NodeId, Node>,
+    /// Nodes that are up by their address.
+    by_addr: BTreeMap<SocketAddr, NodeId>,
+    digest: Digest,
+}
+
+impl Cluster {
+    /// Returns a cluster of one node that is up.
+    pub(crate) fn of(me: &Member) -> Self {
+        let mut cluster = Self {
+            nodes: BTreeMap::new(),
+            by_addr: BTreeMap::new(),
+            digest: Digest::default(),
+        };
+        cluster.set(
+            &me.node,
+            Node {
+                generation: me.generation,
+                status: Status::Up,
+                member: Some(me.clone()),
+                expires: None,
+            },
+        );
+        cluster
+    }
+
+    pub(crate) fn is_known(&self, node: &NodeId) -> bool {
+        self.nodes.contains_key(node)
+    }
+
+    pub(crate) fn get(&self, node: &NodeId) -> Option<&Node> {
+        self.nodes.get(node)
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What entries written by a run of a node are worth, their attachment being current.
+    pub(crate) fn standing(&self, node: &NodeId, generation: Generation) -> Standing {
+        let Some(known) = self.nodes.get(node) else {
+            return Standing::Hidden;
+        };
+        match (generation.cmp(&known.generation), known.status) {
+            (std::cmp::Ordering::Less, _) => Standing::Over,
+            (std::cmp::Ordering::Equal, Status::Up) => Standing::Live,
+            (std::cmp::Ordering::Equal, Status::Left) => Standing::Over,
+            (std::cmp::Ordering::Equal, Status::Failed | Status::Heard)
+            | (std::cmp::Ordering::Greater, _) => Standing::Hidden,
+        }
+    }
+
+    fn set(&mut self, id: &NodeId, node: Node) {
+        self.remove(id);
+        self.digest = self.digest.plus(node_record(id, &node, 0).digest());
+        if let Some(addr) = addr_of(&node) {
+            self.by_addr.insert(addr, id.clone());
+        }
+        self.nodes.insert(id.clone(), node);
+    }
+
+    fn remove(&mut self, id: &NodeId) {
+        let Some(before) = self.nodes.remove(id) else {
+            return;
+        };
+        self.digest = self.digest.minus(node_record(id, &before, 0).digest());
+        if let Some(addr) = addr_of(&before)
+            && self.by_addr.get(&addr) == Some(id)
+        {
+            self.by_addr.remove(&addr);
+        }
+    }
+
+    fn export(&self, now: u64) -> Vec<NodeRecord> {
+        self.nodes
+            .iter()
+            .filter(|(_, node)| node.expires.is_none_or(|at| at > now))
+            .map(|(id, node)| node_record(id, node, now))
+            .collect()
+    }
+
+    /// Members that failed and may be back.
+    pub(crate) fn failed(&self) -> Vec<Member> {
+        self.nodes
+            .values()
+            .filter(|node| node.status == Status::Failed)
+            .filter_map(|node| node.member.clone())
+            .collect()
+    }
+
+    /// The node that is up at an address.
+    pub(crate) fn at(&self, addr: SocketAddr) -> Option<&NodeId> {
+        self.by_addr.get(&addr)
+    }
+}
+
+/// The address of a node that is up.
+fn addr_of(node: &Node) -> Option<SocketAddr> {
+    let member = node.member.as_ref()?;
+    (node.status == Status::Up).then_some(member.addr)
+}
+
+fn node_record(id: &NodeId, node: &Node, now: u64) -> NodeRecord {
+    NodeRecord {
+        node: id.clone(),
+        generation: node.generation,
+        left: node.status == Status::Left,
+        time: LamportTime::default(),
+        residual: node
+            .expires
+            .map(|at| std::time::Duration::from_millis(at.saturating_sub(now).max(1))),
+    }
+}
+
+/// How many records one push-pull message holds.
+const PUSH_PULL_RECORDS: usize = 500;
+
+impl Engine {
+    /// Does what the failure detector asks for and takes what it has found.
+    pub(crate) fn drain_membership(&mut self, now: Instant) {
+        while let Some(output) = self.membership.poll_output() {
+            match output {
+                SwimOutput::Send(to, packet) => self.send_swim(to, &packet),
+                SwimOutput::Timer(after, timer) => self.set_timer(after, TimerKind::Swim(timer)),
+                SwimOutput::Up(member) => self.member_up(member, now),
+                SwimOutput::Renamed(member) => {
+                    if self.membership.is_active(&member) {
+                        self.member_up(member, now);
+                    }
+                }
+                SwimOutput::Down(member) => self.member_down(&member, now),
+            }
+        }
+    }
+
+    fn member_up(&mut self, member: Member, now: Instant) {
+        let id = member.node.clone();
+        let known = self.cluster.get(&id);
+        let is_over = known.is_some_and(|known| {
+            known.generation > member.generation
+                || (known.generation == member.generation && known.status == Status::Left)
+        });
+        if id == self.me || is_over {
+            return;
+        }
+        if known.is_none() && self.cluster.nodes.len() >= self.config.nodes_max {
+            self.stats.refused_limit += 1;
+            return;
+        }
+        let was_up = known.is_some_and(|known| known.status == Status::Up);
+        let previous = self.cluster.at(member.addr).filter(|node| **node != id);
+        if let Some(previous) = previous.cloned() {
+            self.node_replaced(&previous, now);
+        }
+        self.roster.set_member(&id, Some(member.addr));
+        self.cluster.set(
+            &id,
+            Node {
+                generation: member.generation,
+                status: Status::Up,
+                member: Some(member.clone()),
+                expires: None,
+            },
+        );
+        self.keep_attachments_of(&id);
+        self.refresh_node(&id, now);
+        if !was_up {
+            self.outputs.push_back(Output::MemberUp {
+                node: id,
+                addr: member.addr,
+            });
+            self.send_cluster_digest(member.addr);
+        }
+    }
+
+    /// Another node has taken the address of this one, so this one's run is over.
+    fn node_replaced(&mut self, id: &NodeId, now: Instant) {
+        let Some(known) = self.cluster.get(id) else {
+            return;
+        };
+        let record = NodeRecord {
+            node: id.clone(),
+            generation: known.generation,
+            left: true,
+            time: LamportTime::default(),
+            residual: None,
+        };
+        self.apply_node(&record, now);
+    }
+
+    fn member_down(&mut self, member: &Member, now: Instant) {
+        let Some(known) = self.cluster.get(&member.node) else {
+            return;
+        };
+        if known.status != Status::Up || known.member.as_ref() != Some(member) {
+            return;
+        }
+        let mut node = known.clone();
+        node.status = Status::Failed;
+        node.expires = Some(self.expires_at(None, self.config.node_reap_interval, now));
+        self.cluster.set(&member.node, node);
+        self.roster.set_member(&member.node, None);
+        self.stats.members_failed += 1;
+        self.close_streams_to(member.addr, now);
+        self.refresh_node(&member.node, now);
+        self.outputs.push_back(Output::MemberDown {
+            node: member.node.clone(),
+            left: false,
+        });
+    }
+
+    /// Takes what another node says of a node's run; returns whether it was news.
+    pub(crate) fn apply_node(&mut self, record: &NodeRecord, now: Instant) -> bool {
+        if self.network_clock.witness(record.time).is_err() {
+            self.stats.refused_clock += 1;
+            return false;
+        }
+        if record.node == self.me {
+            return false;
+        }
+        let known = self.cluster.get(&record.node).cloned();
+        let held = known
+            .as_ref()
+            .map(|known| (known.generation, known.status == Status::Left));
+        if held >= Some((record.generation, record.left)) {
+            return false;
+        }
+        if known.is_none() && self.cluster.nodes.len() >= self.config.nodes_max {
+            self.stats.refused_limit += 1;
+            return false;
+        }
+        let was_up = known
+            .as_ref()
+            .is_some_and(|known| known.status == Status::Up);
+        let member = known.and_then(|known| known.member);
+        let status = if record.left {
+            Status::Left
+        } else {
+            Status::Heard
+        };
+        let keep = self.config.node_reap_interval;
+        self.cluster.set(
+            &record.node,
+            Node {
+                generation: record.generation,
+                status,
+                member: member.clone(),
+                expires: Some(self.expires_at(record.residual, keep, now)),
+            },
+        );
+        if was_up {
+            self.roster.set_member(&record.node, None);
+            self.outputs.push_back(Output::MemberDown {
+                node: record.node.clone(),
+                left: record.left,
+            });
+        }
+        self.refresh_node(&record.node, now);
+        if let Some(member) =
+            member.filter(|member| record.left && was_up && member.generation <= record.generation)
+        {
+            self.close_streams_to(member.addr, now);
+            self.swim(|swim| swim.declare_down(member));
+            self.drain_membership(now);
+        }
+        true
+    }
+
+    /// Takes a pushed node event and relays it if it was news.
+    pub(crate) fn receive_node(&mut self, record: &NodeRecord, now: Instant) {
+        if self.apply_node(record, now) && self.relays_to_cluster() {
+            self.push_node(record, Class::Relay, now);
+        }
+    }
+
+    pub(crate) fn push_node(&mut self, record: &NodeRecord, class: Class, now: Instant) {
+        let subject = Subject::Node(record.node.clone());
+        let message = Message::Node(record.clone()).encode();
+        self.push(Scope::Cluster, subject, class, message, now);
+    }
+
+    /// Everything this node knows of the cluster, in messages of bounded size.
+    pub(crate) fn export_cluster(&self, now: Instant) -> Vec<Message> {
+        let millis = self.millis(now);
+        let (mut members, mut nodes, mut attachments) = (
+            self.membership.export().into_iter(),
+            self.cluster.export(millis).into_iter(),
+            self.attachments.export(None, millis).into_iter(),
+        );
+        let mut parts = Vec::new();
+        loop {
+            parts.push(PushPull {
+                node: self.me.clone(),
+                network_time: self.network_clock.now(),
+                table_time: self.table_clock.now(),
+                members: members.by_ref().take(PUSH_PULL_RECORDS).collect(),
+                nodes: nodes.by_ref().take(PUSH_PULL_RECORDS).collect(),
+                attachments: attachments.by_ref().take(PUSH_PULL_RECORDS).collect(),
+                more: true,
+            });
+            if members.len() == 0 && nodes.len() == 0 && attachments.len() == 0 {
+                break;
+            }
+        }
+        if let Some(last) = parts.last_mut() {
+            last.more = false;
+        }
+        parts.into_iter().map(Message::PushPull).collect()
+    }
+
+    /// Takes what another node knows of the cluster.
+    pub(crate) fn import_cluster(&mut self, part: &PushPull, now: Instant) {
+        let poisoned = self.network_clock.witness(part.network_time).is_err()
+            || self.table_clock.witness(part.table_time).is_err();
+        if poisoned {
+            self.stats.refused_clock += 1;
+            return;
+        }
+        let imported = self.membership.import(&part.members);
+        match imported {
+            Ok(malformed) => self.stats.refused_malformed += malformed,
+            Err(_) => self.stats.swim_errors += 1,
+        }
+        self.drain_membership(now);
+        for node in &part.nodes {
+            self.apply_node(node, now);
+        }
+        for attachment in &part.attachments {
+            self.apply_attachment(attachment, now);
+        }
+    }
+
+    /// Digest of all node records and attachments.
+    #[must_use]
+    pub fn cluster_digest(&self) -> Digest {
+        self.cluster.digest().plus(self.attachments.digest())
+    }
+
+    pub(crate) fn send_cluster_digest(&mut self, to: SocketAddr) {
+        let message = Message::ClusterDigest {
+            node: self.me.clone(),
+            digest: self.cluster_digest(),
+        };
+        self.send_gossip(to, &message.encode());
+    }
+
+    /// Compares another node's digest of the cluster with ours and exchanges everything when they differ.
+    pub(crate) fn receive_cluster_digest(&mut self, node: &NodeId, digest: Digest, now: Instant) {
+        if digest == self.cluster_digest() {
+            self.stats.digests_equal += 1;
+            return;
+        }
+        self.stats.digests_different += 1;
+        let addr = self.roster.addr(node);
+        if let Some(addr) = addr.filter(|_| *node != self.me) {
+            self.start_push_pull(addr, None, now);
+        }
+    }
+
+    /// Forgets nodes that have been gone long enough.
+    pub(crate) fn reap_nodes(&mut self, now: Instant) {
+        let millis = self.millis(now);
+        let due: Vec<NodeId> = self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|(_, node)| node.expires.is_some_and(|at| at <= millis))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            self.cluster.remove(&id);
+            self.forget_attachments(&id);
+            self.stats.reaped += 1;
+        }
+    }
+}
+
+impl Roster {
+    /// Lists the members that are up with their addresses, this node included.
+    #[must_use]
+    pub fn members(&self) -> Vec<(NodeId, SocketAddr)> {
+        let inner = self.inner.read();
+        let members = inner.members.iter();
+        members.map(|(id, addr)| (id.clone(), *addr)).collect()
+    }
+
+    /// Returns the address of a member that is up.
+    #[must_use]
+    pub fn addr(&self, node: &NodeId) -> Option<SocketAddr> {
+        self.inner.read().members.get(node).copied()
+    }
+
+    pub(crate) fn set_member(&self, node: &NodeId, addr: Option<SocketAddr>) {
+        let mut inner = self.inner.write();
+        match addr {
+            Some(addr) => inner.members.insert(node.clone(), addr),
+            None => inner.members.remove(node),
+        };
+    }
+}

@@ -1,0 +1,191 @@
+//! The three kinds of change that nodes tell each other, and their order.
+//!
+//! A [`TableRecord`] is one write of one key; an [`AttachmentRecord`] one join or leave of a network by a node; a
+//! [`NodeRecord`] one run of a node. Each kind is totally ordered per subject and the higher record wins on every node, so
+//! that replicas that have received the same records are equal, whatever the order of arrival. Anything dead (a
+//! tombstone, an ended attachment, a node that left, and what depends on them) carries how long it still has to be kept.
+//!
+//! Implements `docs/ALGORITHM.md`, section "Records".
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use twox_hash::{XxHash3_64, XxHash3_128};
+
+use crate::id::{Generation, Key, LamportTime, NetworkId, NodeId, Stamp, TableName, Version};
+
+/// A sum of record hashes. Equal sums mean equal sets of records, whatever the order they came in.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Digest(pub u128);
+
+impl Digest {
+    /// Hashes parts that are told apart by their lengths.
+    #[must_use]
+    pub(crate) fn of(parts: &[&[u8]]) -> Self {
+        let mut buffer = Vec::with_capacity(256);
+        for part in parts {
+            buffer.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            buffer.extend_from_slice(part);
+        }
+        Self(XxHash3_128::oneshot(&buffer))
+    }
+
+    /// Adds the hash of a record that is now held.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+
+    /// Takes away the hash of a record that is no longer held.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        Self(self.0.wrapping_sub(other.0))
+    }
+}
+
+/// Hashes a value for its [`Version`].
+#[must_use]
+pub fn value_hash(value: &[u8]) -> u64 {
+    XxHash3_64::oneshot(value)
+}
+
+/// Hashes a key; the leading bits say which range of a table it belongs to.
+#[must_use]
+pub(crate) fn key_hash(key: &str) -> u64 {
+    XxHash3_64::oneshot(key.as_bytes())
+}
+
+/// What a write left under its key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Body {
+    /// A value.
+    Value(Bytes),
+    /// A value that was dropped, because the owner's attachment is over. Only its hash is left, in the version.
+    Stub,
+    /// Nothing: the key was deleted.
+    Tombstone,
+}
+
+/// How the writer called its write. It decides nothing and is shown to decoders of Docker's protocol.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum WriteKind {
+    /// There was no visible entry before.
+    Create,
+    /// There was one.
+    Update,
+    /// The entry was deleted.
+    Delete,
+}
+
+/// One write of one key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TableRecord {
+    /// The network of the table.
+    pub network: NetworkId,
+    /// The table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// Which write it is; a tombstone's version says so.
+    pub version: Version,
+    /// How the writer called it.
+    pub kind: WriteKind,
+    /// What it left.
+    pub body: Body,
+    /// How long a dead record still has to be kept.
+    pub residual: Option<Duration>,
+}
+
+/// Hashes a record's place and version for the digest.
+#[must_use]
+pub(crate) fn record_digest(table: &TableName, key: &str, version: &Version) -> Digest {
+    let mut fixed = [0; 33];
+    fixed[..8].copy_from_slice(&version.time.0.to_le_bytes());
+    fixed[8..16].copy_from_slice(&version.stamp.generation.0.to_le_bytes());
+    fixed[16..24].copy_from_slice(&version.stamp.joined.0.to_le_bytes());
+    fixed[24..32].copy_from_slice(&version.value_hash.to_le_bytes());
+    fixed[32] = u8::from(version.tombstone);
+    Digest::of(&[
+        table.as_str().as_bytes(),
+        key.as_bytes(),
+        version.owner.as_str().as_bytes(),
+        &fixed,
+    ])
+}
+
+/// One attachment of a node to a network, or its end. Ordered by (stamp, left).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct AttachmentRecord {
+    /// The network.
+    pub network: NetworkId,
+    /// The node.
+    pub node: NodeId,
+    /// Which attachment of the node.
+    pub stamp: Stamp,
+    /// True when the node has left.
+    pub left: bool,
+    /// Network time of the join or leave.
+    pub time: LamportTime,
+    /// How long a dead record still has to be kept.
+    pub residual: Option<Duration>,
+}
+
+impl AttachmentRecord {
+    /// Hashes the record for the cluster's digest.
+    #[must_use]
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&[
+            b"attachment",
+            self.network.as_str().as_bytes(),
+            self.node.as_str().as_bytes(),
+            &self.stamp.generation.0.to_le_bytes(),
+            &self.stamp.joined.0.to_le_bytes(),
+            &[u8::from(self.left)],
+        ])
+    }
+}
+
+/// One run of a node, or its end. Ordered by (generation, left).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeRecord {
+    /// The node.
+    pub node: NodeId,
+    /// Which run of it.
+    pub generation: Generation,
+    /// True when the node has left the cluster.
+    pub left: bool,
+    /// Network time of the event, zero where it does not travel.
+    pub time: LamportTime,
+    /// How long the record of a node that left still has to be kept.
+    pub residual: Option<Duration>,
+}
+
+impl NodeRecord {
+    /// Hashes the record for the cluster's digest.
+    #[must_use]
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&[
+            b"node",
+            self.node.as_str().as_bytes(),
+            &self.generation.0.to_le_bytes(),
+            &[u8::from(self.left)],
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_does_not_depend_on_the_order() {
+        let (a, b) = (Digest::of(&[b"a"]), Digest::of(&[b"b"]));
+        assert_eq!(a.plus(b), b.plus(a));
+        assert_eq!(a.plus(b).minus(a), b);
+    }
+
+    #[test]
+    fn parts_are_never_glued_together() {
+        assert_ne!(Digest::of(&[b"ab", b"c"]), Digest::of(&[b"a", b"bc"]));
+    }
+}

@@ -1,0 +1,419 @@
+//! Who is in the cluster: an adapter around the SWIM implementation `foca`, and the only file that names it.
+//!
+//! A member is a [`Member`]: node id, address, generation and epoch. `foca` keeps one member per node id, of the highest
+//! (generation, epoch); the epoch rises when a node that was declared down comes back under the same generation. Packets
+//! of the failure detector are opaque bytes to the rest of the engine, encoded with bincode 2. Timing follows the
+//! cluster's size: the number of transmissions of an update as in memberlist (4 ceil(log10(n+1))) and four more, because
+//! `foca` has no push-pull of its own, and suspicion times log10(n) above ten members.
+//!
+//! Relies on: the driver delivers timers, late ones included. Implements `docs/ALGORITHM.md`, section "Members".
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::num::NonZeroU8;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use foca::{Foca, Identity, NoCustomBroadcast, Notification, PeriodicParams};
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+use crate::config::CheckedConfig;
+use crate::id::{Generation, NodeId};
+use crate::wire::frame::DATAGRAM_OVERHEAD;
+
+/// A member of the cluster as the failure detector knows it.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// The node.
+    pub node: NodeId,
+    /// Where it is reached.
+    pub addr: SocketAddr,
+    /// Which run of it.
+    pub generation: Generation,
+    /// Rises when the node comes back under the same generation.
+    pub epoch: u64,
+}
+
+impl Member {
+    fn precedence(&self) -> (Generation, u64, SocketAddr) {
+        (self.generation, self.epoch, self.addr)
+    }
+}
+
+impl Identity for Member {
+    type Addr = NodeId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self {
+            epoch: self.epoch.checked_add(1)?,
+            ..self.clone()
+        })
+    }
+
+    fn addr(&self) -> NodeId {
+        self.node.clone()
+    }
+
+    fn win_addr_conflict(&self, adversary: &Self) -> bool {
+        self.precedence() > adversary.precedence()
+    }
+}
+
+/// What the failure detector wants done or has found.
+#[derive(Debug)]
+pub(crate) enum SwimOutput {
+    /// Send a packet.
+    Send(SocketAddr, Bytes),
+    /// Give the timer back after a while.
+    Timer(Duration, SwimTimer),
+    /// The member is up.
+    Up(Member),
+    /// The member's address, generation or epoch has changed; it may be down.
+    Renamed(Member),
+    /// The member is down.
+    Down(Member),
+}
+
+/// A timer of the failure detector.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct SwimTimer(foca::Timer<Member>);
+
+/// Why bytes were not understood or not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct SwimError(foca::Error);
+
+#[derive(Debug)]
+struct Codec;
+
+/// Limit on what one decoded member or header may claim to hold; they take some 600 bytes at most.
+fn bincode_config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<4_096>()
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CodecError {
+    #[error(transparent)]
+    Encode(#[from] bincode::error::EncodeError),
+    #[error(transparent)]
+    Decode(#[from] bincode::error::DecodeError),
+    #[error("packet is full")]
+    Full,
+}
+
+impl Codec {
+    fn encode(value: &impl Serialize, mut buf: impl BufMut) -> Result<(), CodecError> {
+        let bytes = bincode::serde::encode_to_vec(value, bincode_config())?;
+        if buf.remaining_mut() < bytes.len() {
+            return Err(CodecError::Full);
+        }
+        buf.put_slice(&bytes);
+        Ok(())
+    }
+
+    fn decode<T: serde::de::DeserializeOwned>(mut buf: impl Buf) -> Result<T, CodecError> {
+        let (value, bytes) = bincode::serde::decode_from_slice(buf.chunk(), bincode_config())?;
+        buf.advance(bytes);
+        Ok(value)
+    }
+}
+
+impl foca::Codec<Member> for Codec {
+    type Error = CodecError;
+
+    fn encode_header(
+        &mut self,
+        header: &foca::Header<Member>,
+        buf: impl BufMut,
+    ) -> Result<(), CodecError> {
+        Self::encode(header, buf)
+    }
+
+    fn decode_header(&mut self, buf: impl Buf) -> Result<foca::Header<Member>, CodecError> {
+        Self::decode(buf)
+    }
+
+    fn encode_member(
+        &mut self,
+        member: &foca::Member<Member>,
+        buf: impl BufMut,
+    ) -> Result<(), CodecError> {
+        Self::encode(member, buf)
+    }
+
+    fn decode_member(&mut self, buf: impl Buf) -> Result<foca::Member<Member>, CodecError> {
+        Self::decode(buf)
+    }
+}
+
+/// Collects what `foca` wants, in order.
+#[derive(Debug, Default)]
+struct Runtime(VecDeque<SwimOutput>);
+
+impl foca::Runtime<Member> for Runtime {
+    fn notify(&mut self, notification: Notification<'_, Member>) {
+        match notification {
+            Notification::MemberUp(member) => {
+                self.0.push_back(SwimOutput::Up(member.clone()));
+            }
+            Notification::Rename(_, member) => {
+                self.0.push_back(SwimOutput::Renamed(member.clone()));
+            }
+            Notification::MemberDown(member) => {
+                self.0.push_back(SwimOutput::Down(member.clone()));
+            }
+            Notification::Active
+            | Notification::Idle
+            | Notification::Defunct
+            | Notification::Rejoin(_) => {}
+        }
+    }
+
+    fn send_to(&mut self, to: Member, data: &[u8]) {
+        let packet = Bytes::copy_from_slice(data);
+        self.0.push_back(SwimOutput::Send(to.addr, packet));
+    }
+
+    fn submit_after(&mut self, event: foca::Timer<Member>, after: Duration) {
+        self.0.push_back(SwimOutput::Timer(after, SwimTimer(event)));
+    }
+}
+
+/// The failure detector of one node.
+pub(crate) struct Membership {
+    foca: Foca<Member, Codec, StdRng, NoCustomBroadcast>,
+    runtime: Runtime,
+    config: CheckedConfig,
+    sized_for: usize,
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership")
+            .field("me", self.foca.identity())
+            .field("members", &self.foca.num_members())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Membership {
+    pub(crate) fn new(me: Member, config: CheckedConfig, rng: StdRng) -> Self {
+        let foca = Foca::new(me, foca_config(&config, 1), rng, Codec);
+        Self {
+            foca,
+            runtime: Runtime::default(),
+            config,
+            sized_for: 1,
+        }
+    }
+
+    /// This node as others know it; its epoch rises when it was declared down.
+    pub(crate) fn me(&self) -> &Member {
+        self.foca.identity()
+    }
+
+    pub(crate) fn handle_packet(&mut self, packet: &[u8]) -> Result<(), SwimError> {
+        let result = self.foca.handle_data(packet, &mut self.runtime);
+        self.resize();
+        result.map_err(SwimError)
+    }
+
+    pub(crate) fn handle_timer(&mut self, timer: SwimTimer) -> Result<(), SwimError> {
+        let result = self.foca.handle_timer(timer.0, &mut self.runtime);
+        self.resize();
+        result.map_err(SwimError)
+    }
+
+    /// Calls a member that may be down, in case it is back.
+    pub(crate) fn call(&mut self, member: Member) -> Result<(), SwimError> {
+        self.foca
+            .announce(member, &mut self.runtime)
+            .map_err(SwimError)
+    }
+
+    /// Declares a member down that another source says has left.
+    pub(crate) fn declare_down(&mut self, member: Member) -> Result<(), SwimError> {
+        self.foca
+            .apply_many(
+                std::iter::once(foca::Member::down(member)),
+                true,
+                &mut self.runtime,
+            )
+            .map_err(SwimError)
+    }
+
+    /// Tells some members that this node goes.
+    pub(crate) fn leave(&mut self) -> Result<(), SwimError> {
+        self.foca
+            .leave_cluster(&mut self.runtime)
+            .map_err(SwimError)
+    }
+
+    /// Whether this very member is up.
+    pub(crate) fn is_active(&self, member: &Member) -> bool {
+        self.foca.iter_members().any(|known| known.id() == member)
+    }
+
+    /// Encodes the live members, this node first, for a push-pull.
+    pub(crate) fn export(&self) -> Vec<Bytes> {
+        let me = foca::Member::alive(self.foca.identity().clone());
+        std::iter::once(&me)
+            .chain(self.foca.iter_members())
+            .filter_map(|member| {
+                let mut bytes = Vec::new();
+                Codec::encode(member, &mut bytes).ok()?;
+                Some(bytes.into())
+            })
+            .collect()
+    }
+
+    /// Takes the members of a push-pull; what is news is gossiped on. Returns how many were not understood.
+    pub(crate) fn import(&mut self, members: &[Bytes]) -> Result<u64, SwimError> {
+        let mut malformed = 0;
+        let decoded: Vec<foca::Member<Member>> = members
+            .iter()
+            .filter_map(|bytes| match Codec::decode(bytes.as_ref()) {
+                Ok(member) => Some(member),
+                Err(_) => {
+                    malformed += 1;
+                    None
+                }
+            })
+            // A third party's word that somebody is down is left to gossip, where the node itself can refute it.
+            .filter(|member: &foca::Member<Member>| member.state() != foca::State::Down)
+            .collect();
+        let is_news_to_others = self.foca.num_members() > 0;
+        let result =
+            self.foca
+                .apply_many(decoded.into_iter(), is_news_to_others, &mut self.runtime);
+        self.resize();
+        result.map_err(SwimError)?;
+        Ok(malformed)
+    }
+
+    /// Returns the next thing to do, oldest first.
+    pub(crate) fn poll_output(&mut self) -> Option<SwimOutput> {
+        self.runtime.0.pop_front()
+    }
+
+    /// Re-derives what depends on the cluster's size when that has changed by an eighth.
+    fn resize(&mut self) {
+        let members = self.foca.num_members() + 1;
+        if members.abs_diff(self.sized_for) * 8 <= self.sized_for {
+            return;
+        }
+        self.sized_for = members;
+        let config = foca_config(&self.config, members);
+        self.foca
+            .set_config(config)
+            .expect("only transmissions and suspicion differ");
+    }
+}
+
+fn foca_config(config: &CheckedConfig, members: usize) -> foca::Config {
+    let members = u32::try_from(members).unwrap_or(u32::MAX);
+    let decades = (f64::from(members) + 1.0).log10();
+    let (mut transmissions, mut left) = (4_u8, members);
+    while left > 0 {
+        transmissions += 4;
+        left /= 10;
+    }
+    foca::Config {
+        probe_period: config.probe_period,
+        probe_rtt: config.probe_timeout,
+        num_indirect_probes: config.probe_helpers,
+        max_transmissions: NonZeroU8::new(transmissions).expect("at least 4"),
+        suspect_to_down_after: config.suspicion.mul_f64(decades.max(1.0)),
+        remove_down_after: Some(config.node_reap_interval),
+        // One byte says that the packet is the failure detector's.
+        max_packet_size: (config.datagram_bytes_max - DATAGRAM_OVERHEAD - 1)
+            .try_into()
+            .expect("a checked configuration leaves room"),
+        notify_down_members: true,
+        periodic_announce: Some(PeriodicParams {
+            frequency: Duration::from_secs(30),
+            num_members: nonzero_one(),
+        }),
+        periodic_announce_to_down_members: None,
+        periodic_gossip: Some(PeriodicParams {
+            frequency: config.member_gossip_period,
+            num_members: config.probe_helpers,
+        }),
+    }
+}
+
+fn nonzero_one() -> std::num::NonZeroUsize {
+    std::num::NonZeroUsize::MIN
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn member(name: &str, generation: u64) -> Member {
+        Member {
+            node: NodeId::new(name).unwrap(),
+            addr: "127.0.0.1:7946".parse().unwrap(),
+            generation: Generation(generation),
+            epoch: 1,
+        }
+    }
+
+    fn membership(name: &str) -> Membership {
+        let config = Config::lan().check().unwrap();
+        Membership::new(member(name, 1), config, StdRng::seed_from_u64(1))
+    }
+
+    fn ups(membership: &mut Membership) -> Vec<Member> {
+        std::iter::from_fn(|| membership.poll_output())
+            .filter_map(|output| match output {
+                SwimOutput::Up(member) => Some(member),
+                SwimOutput::Renamed(_)
+                | SwimOutput::Send(..)
+                | SwimOutput::Timer(..)
+                | SwimOutput::Down(_) => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn members_survive_export_and_import() {
+        let (a, mut b) = (membership("a"), membership("b"));
+        assert_eq!(b.import(&a.export()).unwrap(), 0);
+        assert_eq!(ups(&mut b), [member("a", 1)]);
+    }
+
+    #[test]
+    fn a_later_run_replaces_the_earlier_one() {
+        let mut b = membership("b");
+        b.import(&membership("a").export()).unwrap();
+        ups(&mut b);
+        let config = Config::lan().check().unwrap();
+        let later = Membership::new(member("a", 2), config, StdRng::seed_from_u64(2));
+        b.import(&later.export()).unwrap();
+        assert!(b.is_active(&member("a", 2)));
+        b.import(&membership("a").export()).unwrap();
+        assert!(!b.is_active(&member("a", 1)));
+    }
+
+    #[test]
+    fn hostile_packets_are_errors() {
+        let mut a = membership("a");
+        assert!(a.handle_packet(&[0xff; 300]).is_err());
+        assert_eq!(a.import(&[Bytes::from_static(b"\xff\xff")]).unwrap(), 1);
+    }
+
+    #[test]
+    fn transmissions_and_suspicion_grow_with_the_cluster() {
+        let config = Config::lan().check().unwrap();
+        let small = foca_config(&config, 5);
+        let large = foca_config(&config, 1_000);
+        assert!(large.max_transmissions > small.max_transmissions);
+        assert_eq!(small.suspect_to_down_after, config.suspicion);
+        assert!(large.suspect_to_down_after > 2 * config.suspicion);
+    }
+}

@@ -1,0 +1,367 @@
+//! The protocol without I/O: inputs and time go in, outputs come out.
+//!
+//! An [`Engine`] is one node. It reads no clock, opens no socket and draws randomness only from the generator it was given,
+//! so the same inputs give the same outputs. Call a method, then drain [`Engine::poll_output`]. This file routes: every
+//! decision is made in the file of its concept.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `io` | nothing: what goes in and comes out |
+//! | `event` | what nodes tell each other and which record is newer |
+//! | `lamport` | what time a write gets |
+//! | `table`, `store` | what is held and what readers see |
+//! | `write` | what this node may write |
+//! | `attachment` | who is attached to which network |
+//! | `cluster` | which run of a node counts, and whether it is up |
+//! | `membership` | who answers (SWIM) |
+//! | `broadcast` | who is sent an event, and when |
+//! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
+//! | `join` | how this node comes into a cluster and goes |
+//! | `reap` | when dead records are forgotten |
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use parking_lot::RwLock;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::config::CheckedConfig;
+use crate::id::{Generation, LamportTime, NetworkId, NodeId};
+use crate::stats::Stats;
+use crate::wire::{self, Message};
+
+mod attachment;
+mod broadcast;
+mod cluster;
+mod event;
+mod io;
+mod join;
+mod lamport;
+mod membership;
+mod ranges;
+mod reap;
+mod store;
+mod stream;
+mod sync;
+mod table;
+mod write;
+
+pub use attachment::NetworkError;
+pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
+pub use io::{Input, Output, TableChange, Timer};
+pub use membership::{Member, SwimTimer};
+pub use store::{NetworkTables, Store};
+pub use stream::{JoinToken, StreamId};
+pub use table::{Lookup, Owner, RecordRef, Standing, Table};
+pub use write::WriteError;
+
+use attachment::Attachments;
+use broadcast::Pushes;
+use cluster::Cluster;
+use io::TimerKind;
+use lamport::LamportClock;
+use membership::{Membership, SwimError};
+use store::LocalNetwork;
+use stream::Streams;
+
+/// First byte of a datagram's payload: a packet of the failure detector.
+const KIND_SWIM: u8 = 1;
+/// First byte of a datagram's payload: a gossip message.
+const KIND_GOSSIP: u8 = 2;
+
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Source {
+    Local,
+    Push,
+    Sync,
+}
+
+/// Who is up and who is attached to what, for readers outside the engine.
+#[derive(Debug, Default)]
+pub struct Roster {
+    inner: RwLock<RosterInner>,
+}
+
+#[derive(Debug, Default)]
+struct RosterInner {
+    members: BTreeMap<NodeId, SocketAddr>,
+    attached: BTreeMap<NetworkId, BTreeSet<NodeId>>,
+}
+
+/// What a node has to keep over restarts.
+#[derive(Clone, Debug, Default, Eq, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Persistent {
+    /// The run of the node.
+    pub generation: Generation,
+    /// No attachment of this run has a later network time.
+    pub network_time_ceiling: LamportTime,
+    /// No write of this run has a later table time.
+    pub table_time_ceiling: LamportTime,
+    /// The networks attached to, with the network time of the join.
+    pub attachments: Vec<(NetworkId, LamportTime)>,
+}
+
+/// Who a node is when it starts.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id.
+    pub node: NodeId,
+    /// Where others reach it.
+    pub advertise: SocketAddr,
+    /// This run, above all earlier ones.
+    pub generation: Generation,
+    /// Rises with every start, also of the same generation; wall-clock milliseconds do.
+    pub epoch: u64,
+    /// Clocks start here.
+    pub network_time: LamportTime,
+    /// Clocks start here.
+    pub table_time: LamportTime,
+}
+
+/// One node of the protocol.
+#[derive(Debug)]
+pub struct Engine {
+    config: CheckedConfig,
+    me: NodeId,
+    generation: Generation,
+    started: Instant,
+    network_clock: LamportClock,
+    table_clock: LamportClock,
+    membership: Membership,
+    cluster: Cluster,
+    attachments: Attachments,
+    networks: BTreeMap<NetworkId, LocalNetwork>,
+    pushes: Pushes,
+    streams: Streams,
+    bootstrap: join::Bootstrap,
+    store: Arc<Store>,
+    roster: Arc<Roster>,
+    rng: StdRng,
+    outputs: VecDeque<Output>,
+    stats: Stats,
+    watching: bool,
+}
+
+impl Engine {
+    /// Makes a node that knows nobody yet.
+    #[must_use]
+    pub fn new(config: CheckedConfig, identity: &Identity, seed: u64, now: Instant) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let member = Member {
+            node: identity.node.clone(),
+            addr: identity.advertise,
+            generation: identity.generation,
+            epoch: identity.epoch,
+        };
+        let swim_rng = StdRng::seed_from_u64(rng.random());
+        let roster = Arc::new(Roster::default());
+        roster.set_member(&member.node, Some(member.addr));
+        let mut engine = Self {
+            me: member.node.clone(),
+            generation: identity.generation,
+            started: now,
+            network_clock: LamportClock::starting_at(identity.network_time),
+            table_clock: LamportClock::starting_at(identity.table_time),
+            cluster: Cluster::of(&member),
+            membership: Membership::new(member, config.clone(), swim_rng),
+            attachments: Attachments::default(),
+            networks: BTreeMap::new(),
+            pushes: Pushes::default(),
+            streams: Streams::default(),
+            bootstrap: join::Bootstrap::default(),
+            store: Arc::new(Store::default()),
+            roster,
+            rng,
+            outputs: VecDeque::new(),
+            stats: Stats::default(),
+            watching: false,
+            config,
+        };
+        engine.schedule_digest_round();
+        engine.schedule_reap();
+        engine.schedule_reconnect();
+        engine.settle(now);
+        engine
+    }
+
+    /// Handles one input; drain [`Engine::poll_output`] afterwards.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Datagram { payload } => self.datagram(payload, now),
+            Input::Timer(timer) => self.timer(timer, now),
+            Input::StreamAccepted { stream, peer } => self.stream_accepted(stream, peer, now),
+            Input::StreamFrame { stream, payload } => self.stream_frame(stream, payload, now),
+            Input::FrameSent { stream } => self.frame_sent(stream, now),
+            Input::StreamClosed { stream, error } => {
+                self.stream_closed(stream, error.as_deref(), now);
+            }
+        }
+        self.settle(now);
+    }
+
+    fn datagram(&mut self, mut payload: Bytes, now: Instant) {
+        if payload.is_empty() {
+            self.stats.refused_malformed += 1;
+            return;
+        }
+        let body = payload.split_off(1);
+        match payload[0] {
+            KIND_SWIM => self.swim(|swim| swim.handle_packet(&body)),
+            KIND_GOSSIP => self.gossip(body, now),
+            _ => self.stats.skipped_unknown += 1,
+        }
+    }
+
+    fn gossip(&mut self, body: Bytes, now: Instant) {
+        let decoded = wire::decode(body);
+        self.stats.skipped_unknown += decoded.unknown;
+        self.stats.refused_malformed += decoded.malformed;
+        for message in decoded.messages {
+            match message {
+                Message::Table(record) => self.receive_pushed(&record, now),
+                Message::Attachment(record) => self.receive_attachment(&record, now),
+                Message::Node(record) => self.receive_node(&record, now),
+                Message::NetworkDigest {
+                    network,
+                    node,
+                    digest,
+                } => self.receive_network_digest(&network, &node, digest, now),
+                Message::ClusterDigest { node, digest } => {
+                    self.receive_cluster_digest(&node, digest, now);
+                }
+                Message::PushPull(_)
+                | Message::Offer(_)
+                | Message::Ranges(_)
+                | Message::Records(_)
+                | Message::SyncEnd { .. } => self.stats.skipped_unknown += 1,
+            }
+        }
+    }
+
+    fn timer(&mut self, timer: Timer, now: Instant) {
+        match timer.0 {
+            TimerKind::Swim(timer) => self.swim(|swim| swim.handle_timer(timer)),
+            TimerKind::Push => self.push_timer(now),
+            TimerKind::Digest(network) => self.digest_timer(&network, now),
+            TimerKind::DigestRound => self.digest_round(),
+            TimerKind::FirstSync(network) => self.try_first_sync(&network, now),
+            TimerKind::StreamIdle(stream) => self.stream_idle(stream, now),
+            TimerKind::Rejoin => self.rejoin(now),
+            TimerKind::Reconnect => self.reconnect(),
+            TimerKind::Reap => self.reap(now),
+        }
+    }
+
+    /// Calls the failure detector and counts what it refuses.
+    fn swim(&mut self, call: impl FnOnce(&mut Membership) -> Result<(), SwimError>) {
+        if let Err(error) = call(&mut self.membership) {
+            self.stats.swim_errors += 1;
+            tracing::debug!(%error, "failure detector refused its input");
+        }
+    }
+
+    /// Ends every input: takes what the failure detector found and lets events leave.
+    fn settle(&mut self, now: Instant) {
+        self.drain_membership(now);
+        self.flush_if_quiet(now);
+        let network = self.network_clock.ceiling_to_store();
+        let table = self.table_clock.ceiling_to_store();
+        if network.is_some() || table.is_some() {
+            self.outputs.push_back(Output::Persist);
+        }
+    }
+
+    /// Returns the next thing to do, oldest first.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn set_timer(&mut self, after: Duration, kind: TimerKind) {
+        let timer = Timer(kind);
+        self.outputs.push_back(Output::SetTimer { after, timer });
+    }
+
+    fn send_swim(&mut self, to: SocketAddr, packet: &[u8]) {
+        self.send_datagram(to, KIND_SWIM, packet);
+    }
+
+    fn send_gossip(&mut self, to: SocketAddr, message: &[u8]) {
+        self.send_datagram(to, KIND_GOSSIP, message);
+    }
+
+    fn send_datagram(&mut self, to: SocketAddr, kind: u8, body: &[u8]) {
+        let mut payload = BytesMut::with_capacity(body.len() + 1);
+        payload.put_u8(kind);
+        payload.put_slice(body);
+        self.outputs.push_back(Output::SendDatagram {
+            to,
+            payload: payload.freeze(),
+        });
+    }
+
+    /// Whether [`Output::Notify`] is wanted.
+    pub fn set_watching(&mut self, watching: bool) {
+        self.watching = watching;
+    }
+
+    /// The tables, for readers outside the engine.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Who is up and attached, for readers outside the engine.
+    #[must_use]
+    pub fn roster(&self) -> &Arc<Roster> {
+        &self.roster
+    }
+
+    /// Returns this node's id.
+    #[must_use]
+    pub fn id(&self) -> &NodeId {
+        &self.me
+    }
+
+    /// Returns this run of the node.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Returns the counters.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Returns the number of records held in a network, dead ones included, and of events that wait to be pushed; `None`
+    /// when this node is not attached.
+    #[must_use]
+    pub fn network_stats(&self, network: &NetworkId) -> Option<(usize, usize)> {
+        let local = self.networks.get(network)?;
+        Some((local.entries, self.pushes.waiting(network)))
+    }
+
+    /// Returns what has to be kept over restarts.
+    #[must_use]
+    pub fn persistent(&self) -> Persistent {
+        let attachments = self.networks.keys().filter_map(|network| {
+            let attachment = self.attachments.get(network, &self.me)?;
+            Some((network.clone(), attachment.stamp.joined))
+        });
+        Persistent {
+            generation: self.generation,
+            network_time_ceiling: self.network_clock.ceiling(),
+            table_time_ceiling: self.table_clock.ceiling(),
+            attachments: attachments.collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,508 @@
+//! Entries: the one path by which a record is written, and what readers see of it.
+//!
+//! A local write, a pushed event and a record of a sync all end in [`Engine::apply_record`]. It accepts by version only:
+//! whose stamp it bears and whether its owner is up decide what readers see, never what is kept (filter on read), because
+//! a record that was dropped for its stamp would let an older one return. Visibility is the owner's [`Standing`], derived
+//! from attachments and nodes in one function, [`Engine::standing`].
+//!
+//! Invariants: a node never replaces a record by an older one; what watchers are told folds to what readers see.
+//! Implements `docs/ALGORITHM.md`, section "Versions".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+
+use super::broadcast::{Class, Scope, Subject};
+use super::event::{Body, Digest, TableRecord, WriteKind};
+use super::table::{Applied, Change, Lookup, Owner, RecordRef, Standing, Table, Write};
+use super::{Engine, Output, Source, TableChange};
+use crate::id::{Key, NetworkId, NodeId, Stamp, TableName};
+use crate::wire::Message;
+
+/// All tables of the networks that this node is attached to. The engine writes, anyone reads.
+#[derive(Debug, Default)]
+pub struct Store {
+    networks: RwLock<BTreeMap<NetworkId, Arc<NetworkTables>>>,
+}
+
+impl Store {
+    /// Returns the tables of a network, `None` when this node is not attached to it.
+    #[must_use]
+    pub fn network(&self, network: &NetworkId) -> Option<Arc<NetworkTables>> {
+        self.networks.read().get(network).cloned()
+    }
+
+    /// Lists the networks that this node is attached to.
+    #[must_use]
+    pub fn networks(&self) -> Vec<NetworkId> {
+        self.networks.read().keys().cloned().collect()
+    }
+
+    /// Looks a key up as a reader sees it.
+    #[must_use]
+    pub fn lookup(&self, network: &NetworkId, table: &TableName, key: &Key) -> Lookup {
+        self.network(network)
+            .and_then(|tables| tables.table(table))
+            .map_or(Lookup::Absent, |table| table.lookup(key))
+    }
+}
+
+/// The tables of one network.
+#[derive(Debug, Default)]
+pub struct NetworkTables {
+    tables: RwLock<BTreeMap<TableName, Arc<Table>>>,
+}
+
+impl NetworkTables {
+    /// Returns a table, if it was ever written to.
+    #[must_use]
+    pub fn table(&self, table: &TableName) -> Option<Arc<Table>> {
+        self.tables.read().get(table).cloned()
+    }
+
+    /// Lists the tables.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Arc<Table>> {
+        self.tables.read().values().cloned().collect()
+    }
+
+    /// Returns how many records are held, dead ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tables.read().values().map(|table| table.len()).sum()
+    }
+
+    /// Returns whether no record is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the digest of all records that are exchanged.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.tables
+            .read()
+            .values()
+            .fold(Digest::default(), |sum, table| sum.plus(table.digest()))
+    }
+
+    pub(crate) fn table_count(&self) -> usize {
+        self.tables.read().len()
+    }
+
+    fn table_or_new(&self, name: &TableName) -> Arc<Table> {
+        let mut tables = self.tables.write();
+        Arc::clone(
+            tables
+                .entry(name.clone())
+                .or_insert_with(|| Arc::new(Table::new(name.clone()))),
+        )
+    }
+
+    fn remove_empty(&self) {
+        self.tables.write().retain(|_, table| !table.is_empty());
+    }
+}
+
+/// What the engine keeps of a network beside the tables.
+#[derive(Debug, Default)]
+pub(crate) struct LocalNetwork {
+    pub tables: Arc<NetworkTables>,
+    /// Records held, dead ones included.
+    pub entries: usize,
+    pub owners: BTreeMap<(NodeId, Stamp), LocalOwner>,
+    /// When tombstones expire, by engine millisecond.
+    pub expiries: BTreeSet<(u64, TableName, Key)>,
+    pub sync: super::sync::NetworkSync,
+}
+
+/// One attachment under which records are held.
+#[derive(Debug)]
+pub(crate) struct LocalOwner {
+    pub shared: Arc<Owner>,
+    /// The engine's millisecond at which its records expire, while it is not live.
+    pub expires: Option<u64>,
+}
+
+impl Engine {
+    /// Applies a record that was pushed and relays it if it was news.
+    pub(crate) fn receive_pushed(&mut self, record: &TableRecord, now: Instant) {
+        self.stats.events_received += 1;
+        if !self.apply_record(record, Source::Push, now) {
+            self.stats.events_stale += 1;
+        }
+    }
+
+    /// Writes a record if it is newer than what is held; returns whether it was. The only path to the tables.
+    pub(crate) fn apply_record(
+        &mut self,
+        record: &TableRecord,
+        source: Source,
+        now: Instant,
+    ) -> bool {
+        let version = &record.version;
+        if self.table_clock.witness(version.time).is_err()
+            || self.network_clock.witness(version.stamp.joined).is_err()
+        {
+            self.stats.refused_clock += 1;
+            return false;
+        }
+        if !self.networks.contains_key(&record.network) {
+            self.stats.refused_network += 1;
+            return false;
+        }
+        if source != Source::Local && !self.has_room_for(record) {
+            self.stats.refused_limit += 1;
+            return false;
+        }
+        self.learn_attachment_of(record, now);
+        let expires = self.expires_at(record.residual, self.config.reap_interval, now);
+        let owner = self.owner_of(record, expires);
+        let local = self
+            .networks
+            .get_mut(&record.network)
+            .expect("checked above");
+        let table = local.tables.table_or_new(&record.table);
+        let is_over = owner.standing() == Standing::Over;
+        let is_stub = is_over && matches!(record.body, Body::Value(_));
+        let body = if is_stub { &Body::Stub } else { &record.body };
+        let write = Write {
+            key: &record.key,
+            version,
+            owner: &owner,
+            body,
+            expires,
+        };
+        let change = match table.apply(&write) {
+            Applied::Newer(change) => change,
+            Applied::Equal | Applied::Older => return false,
+        };
+        local.entries += usize::from(change.is_new_key);
+        if version.tombstone {
+            local
+                .expiries
+                .insert((expires, record.table.clone(), record.key.clone()));
+        }
+        self.applied(record, change, source, now);
+        true
+    }
+
+    /// What follows from a record that was written.
+    fn applied(&mut self, record: &TableRecord, change: Change, source: Source, now: Instant) {
+        self.notify(&record.network, &record.table, &record.key, change);
+        match source {
+            Source::Local => self.push_record(record, Class::Own, now),
+            Source::Push if self.relays(&record.network) => {
+                self.push_record(record, Class::Relay, now);
+            }
+            Source::Push | Source::Sync => {}
+        }
+        self.touch(&record.network, now);
+    }
+
+    fn push_record(&mut self, record: &TableRecord, class: Class, now: Instant) {
+        let subject = Subject::Entry(record.table.clone(), record.key.clone());
+        let scope = Scope::Network(record.network.clone());
+        let message = Message::Table(record.clone()).encode();
+        self.push(scope, subject, class, message, now);
+    }
+
+    fn has_room_for(&self, record: &TableRecord) -> bool {
+        if let Body::Value(value) = &record.body
+            && value.len() > self.config.value_bytes_max
+        {
+            return false;
+        }
+        let is_held = self
+            .networks
+            .get(&record.network)
+            .and_then(|local| local.tables.table(&record.table))
+            .is_some_and(|table| table.lookup(&record.key) != Lookup::Absent);
+        is_held || self.check_room(&record.network, &record.table).is_ok()
+    }
+
+    /// A live entry proves that its owner attached itself with that stamp.
+    fn learn_attachment_of(&mut self, record: &TableRecord, now: Instant) {
+        let version = &record.version;
+        if version.tombstone || record.residual.is_some() || version.owner == self.me {
+            return;
+        }
+        let known = self.attachments.get(&record.network, &version.owner);
+        if known.is_none_or(|known| known.stamp < version.stamp) {
+            let attachment = super::AttachmentRecord {
+                network: record.network.clone(),
+                node: version.owner.clone(),
+                stamp: version.stamp,
+                left: false,
+                time: version.stamp.joined,
+                residual: None,
+            };
+            self.apply_attachment(&attachment, now);
+        }
+    }
+
+    /// Returns the owner of a record, making it known under this network if it is not.
+    fn owner_of(&mut self, record: &TableRecord, expires: u64) -> Arc<Owner> {
+        let (node, stamp) = (record.version.owner.clone(), record.version.stamp);
+        let standing = self.standing(&record.network, &node, stamp);
+        let local = self
+            .networks
+            .get_mut(&record.network)
+            .expect("the caller checked that this node is attached");
+        let owner = local
+            .owners
+            .entry((node.clone(), stamp))
+            .or_insert_with(|| LocalOwner {
+                shared: Arc::new(Owner::new(node, stamp)),
+                expires: (standing != Standing::Live).then_some(expires),
+            });
+        owner.shared.set_standing(standing);
+        Arc::clone(&owner.shared)
+    }
+
+    /// Decides what readers see of the entries that `node` wrote under `stamp`.
+    pub(crate) fn standing(&self, network: &NetworkId, node: &NodeId, stamp: Stamp) -> Standing {
+        let Some(attachment) = self.attachments.get(network, node) else {
+            return Standing::Hidden;
+        };
+        if stamp != attachment.stamp || attachment.left {
+            // A stamp above the recorded one is of a tombstone only, which nobody sees anyway.
+            return Standing::Over;
+        }
+        self.cluster.standing(node, stamp.generation)
+    }
+
+    /// Recomputes what readers see of all entries of a node in a network and tells watchers what changed.
+    pub(crate) fn refresh(&mut self, network: &NetworkId, node: &NodeId, now: Instant) {
+        self.refresh_roster(network, node);
+        let Some(local) = self.networks.get(network) else {
+            return;
+        };
+        let first = (node.clone(), Stamp::default());
+        let stamps: Vec<Stamp> = local
+            .owners
+            .range(first..)
+            .take_while(|((owner, _), _)| owner == node)
+            .map(|((_, stamp), _)| *stamp)
+            .collect();
+        for stamp in stamps {
+            let standing = self.standing(network, node, stamp);
+            self.set_standing(network, &(node.clone(), stamp), standing, now);
+        }
+    }
+
+    fn set_standing(
+        &mut self,
+        network: &NetworkId,
+        name: &(NodeId, Stamp),
+        standing: Standing,
+        now: Instant,
+    ) {
+        let keep = match standing {
+            Standing::Live => None,
+            Standing::Hidden => Some(self.config.node_reap_interval),
+            Standing::Over => Some(self.config.reap_interval),
+        };
+        let expires = keep.map(|keep| self.expires_at(None, keep, now));
+        let owner = self
+            .networks
+            .get_mut(network)
+            .and_then(|local| local.owners.get_mut(name));
+        let Some(owner) = owner else {
+            return;
+        };
+        let before = owner.shared.set_standing(standing);
+        if before == standing {
+            return;
+        }
+        owner.expires = expires;
+        let shared = Arc::clone(&owner.shared);
+        if (before == Standing::Live) != (standing == Standing::Live) {
+            self.notify_all_of(network, &shared, standing == Standing::Live);
+        }
+        if standing == Standing::Over {
+            for table in self.tables_of(network) {
+                table.drop_values_of(&shared);
+            }
+        }
+    }
+
+    fn tables_of(&self, network: &NetworkId) -> Vec<Arc<Table>> {
+        let local = self.networks.get(network);
+        local.map_or(Vec::new(), |local| local.tables.tables())
+    }
+
+    /// Tells watchers that all entries of an owner have become visible, or are no longer.
+    fn notify_all_of(&mut self, network: &NetworkId, owner: &Arc<Owner>, visible: bool) {
+        if !self.watching {
+            return;
+        }
+        for table in self.tables_of(network) {
+            let mut changed = Vec::new();
+            table.walk(|record| {
+                if Arc::ptr_eq(record.owner(), owner)
+                    && let (Body::Value(value), _) = record.body()
+                {
+                    changed.push((record.key().to_owned(), value));
+                }
+            });
+            for (key, value) in changed {
+                let key = Key::new(key).expect("written from a key");
+                let (before, after) = if visible {
+                    (None, Some(value))
+                } else {
+                    (Some(value), None)
+                };
+                let change = Change {
+                    before,
+                    after,
+                    is_new_key: false,
+                };
+                self.notify(network, table.name(), &key, change);
+            }
+        }
+    }
+
+    /// Tells watchers what readers saw before and see after, if that differs.
+    pub(crate) fn notify(
+        &mut self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+        change: Change,
+    ) {
+        if !self.watching || (change.before.is_none() && change.after.is_none()) {
+            return;
+        }
+        self.outputs.push_back(Output::Notify(TableChange {
+            network: network.clone(),
+            table: table.clone(),
+            key: key.clone(),
+            previous: change.before,
+            value: change.after,
+        }));
+    }
+
+    /// Opens the tables of a network that this node has attached itself to.
+    pub(crate) fn open_network(&mut self, network: &NetworkId) {
+        let local = LocalNetwork::default();
+        let tables = Arc::clone(&local.tables);
+        self.store.networks.write().insert(network.clone(), tables);
+        self.networks.insert(network.clone(), local);
+    }
+
+    /// Drops the tables of a network that this node has left and tells watchers.
+    pub(crate) fn close_network(&mut self, network: &NetworkId) {
+        self.store.networks.write().remove(network);
+        let Some(local) = self.networks.get(network) else {
+            return;
+        };
+        let owners: Vec<Arc<Owner>> = local
+            .owners
+            .values()
+            .filter(|owner| owner.shared.standing() == Standing::Live)
+            .map(|owner| Arc::clone(&owner.shared))
+            .collect();
+        for owner in owners {
+            owner.set_standing(Standing::Over);
+            self.notify_all_of(network, &owner, false);
+        }
+        self.networks.remove(network);
+    }
+
+    /// The record as another node should get it, `None` when it has expired.
+    pub(crate) fn export_record(
+        &self,
+        network: &NetworkId,
+        table: &TableName,
+        held: &RecordRef<'_>,
+        now: Instant,
+    ) -> Option<TableRecord> {
+        let local = self.networks.get(network)?;
+        let version = held.version();
+        let (body, tombstone_expires) = held.body();
+        let owner = local.owners.get(&(version.owner.clone(), version.stamp));
+        let expires = tombstone_expires.or_else(|| owner.and_then(|owner| owner.expires));
+        let residual = match expires {
+            None => None,
+            Some(at) => Some(Duration::from_millis(
+                at.checked_sub(self.millis(now)).filter(|left| *left > 0)?,
+            )),
+        };
+        let kind = match body {
+            Body::Value(_) | Body::Stub => WriteKind::Create,
+            Body::Tombstone => WriteKind::Delete,
+        };
+        Some(TableRecord {
+            network: network.clone(),
+            table: table.clone(),
+            key: Key::new(held.key()).expect("written from a key"),
+            version,
+            kind,
+            body,
+            residual,
+        })
+    }
+
+    /// Removes the tombstones and the entries of dead owners that have expired.
+    pub(crate) fn reap_entries(&mut self, now: Instant) {
+        let now = self.millis(now);
+        for local in self.networks.values_mut() {
+            let later = local
+                .expiries
+                .split_off(&(now + 1, least_table(), least_key()));
+            for (at, table, key) in std::mem::replace(&mut local.expiries, later) {
+                let is_due = |held: &RecordRef<'_>| held.body() == (Body::Tombstone, Some(at));
+                let table = local.tables.table(&table);
+                if table.is_some_and(|table| table.remove_if(key.as_str(), is_due)) {
+                    self.stats.reaped += 1;
+                    local.entries -= 1;
+                }
+            }
+            local.reap_owners(now, &mut self.stats.reaped);
+            local.tables.remove_empty();
+        }
+    }
+}
+
+/// A name below all others, as the lower end of a range.
+fn least_table() -> TableName {
+    TableName::new("\0").expect("one byte")
+}
+
+/// A name below all others, as the lower end of a range.
+fn least_key() -> Key {
+    Key::new("\0").expect("one byte")
+}
+
+impl LocalNetwork {
+    fn reap_owners(&mut self, now: u64, reaped: &mut u64) {
+        let due: Vec<Arc<Owner>> = self
+            .owners
+            .values()
+            .filter(|owner| owner.expires.is_some_and(|at| at <= now))
+            .map(|owner| Arc::clone(&owner.shared))
+            .collect();
+        for owner in due {
+            for table in self.tables.tables() {
+                let mut keys = Vec::new();
+                table.walk(|held| {
+                    if Arc::ptr_eq(held.owner(), &owner) && !held.version().tombstone {
+                        keys.push(held.key().to_owned());
+                    }
+                });
+                for key in keys {
+                    let is_due = |held: &RecordRef<'_>| Arc::ptr_eq(held.owner(), &owner);
+                    let removed = table.remove_if(&key, is_due);
+                    *reaped += u64::from(removed);
+                    self.entries -= usize::from(removed);
+                }
+            }
+            // Tombstones of the same owner may outlive it here; they keep their own expiry and their shared owner.
+            self.owners.remove(&(owner.node.clone(), owner.stamp));
+        }
+    }
+}

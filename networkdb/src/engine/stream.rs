@@ -1,0 +1,360 @@
+//! Streams: what this node talks about over connections, and with whom.
+//!
+//! A stream carries whole messages in order. It is opened for one purpose: to exchange the cluster's state (join, differing
+//! cluster digest) or to sync one network. Frames are handed to the driver a few at a time, and the next ones are made when
+//! the driver says that one has left, so that a slow peer costs a bounded amount of memory. A stream that is silent for
+//! `stream_timeout`, or whose peer goes down, is given up; digests start a new one.
+//!
+//! Implements `docs/ALGORITHM.md`, section "Anti-entropy".
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::sync::Sync;
+use super::{Engine, Output, TimerKind};
+use crate::wire::{self, Message, PushPull};
+
+/// Names a stream between the engine and its driver.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum StreamId {
+    /// Opened by this node, numbered by the engine.
+    Outgoing(u64),
+    /// Opened by another node, numbered by the driver.
+    Incoming(u64),
+}
+
+/// Names a request to join through one address.
+pub type JoinToken = u64;
+
+/// Frames given to the driver that it has not sent yet.
+const FRAMES_IN_FLIGHT: u32 = 8;
+
+/// What a stream is for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// The other side has not said yet.
+    Unknown,
+    /// Exchange the cluster's state.
+    PushPull {
+        /// Who waits for it.
+        joins: Vec<JoinToken>,
+    },
+    /// Make one network equal.
+    Sync(Box<Sync>),
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub peer: SocketAddr,
+    pub purpose: Purpose,
+    /// Frames to be sent before anything that the purpose makes.
+    pub outbox: VecDeque<Bytes>,
+    in_flight: u32,
+    heard: Instant,
+    /// Everything has been said; close when the last frame has left.
+    pub closing: bool,
+}
+
+/// All open streams.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    open: BTreeMap<StreamId, Stream>,
+    next: u64,
+}
+
+impl Streams {
+    pub(crate) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
+        self.open.get_mut(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&StreamId, &Stream)> {
+        self.open.iter()
+    }
+
+    fn count(&self, is_outgoing: bool) -> usize {
+        let of_kind = |id: &&StreamId| matches!(id, StreamId::Outgoing(_)) == is_outgoing;
+        self.open.keys().filter(of_kind).count()
+    }
+}
+
+impl Engine {
+    /// Opens a stream; `None` when too many are open.
+    pub(crate) fn open_stream(
+        &mut self,
+        peer: SocketAddr,
+        purpose: Purpose,
+        outbox: VecDeque<Bytes>,
+        now: Instant,
+    ) -> Option<StreamId> {
+        if self.streams.count(true) >= self.config.streams_max {
+            self.stats.refused_streams += 1;
+            return None;
+        }
+        self.streams.next += 1;
+        let id = StreamId::Outgoing(self.streams.next);
+        self.outputs.push_back(Output::OpenStream {
+            stream: id,
+            to: peer,
+        });
+        self.insert_stream(id, peer, purpose, outbox, now);
+        self.pump(id, now);
+        Some(id)
+    }
+
+    fn insert_stream(
+        &mut self,
+        id: StreamId,
+        peer: SocketAddr,
+        purpose: Purpose,
+        outbox: VecDeque<Bytes>,
+        now: Instant,
+    ) {
+        let stream = Stream {
+            peer,
+            purpose,
+            outbox,
+            in_flight: 0,
+            heard: now,
+            closing: false,
+        };
+        self.streams.open.insert(id, stream);
+        self.set_timer(self.config.stream_timeout, TimerKind::StreamIdle(id));
+    }
+
+    pub(crate) fn stream_accepted(&mut self, id: StreamId, peer: SocketAddr, now: Instant) {
+        if self.streams.count(false) >= self.config.streams_max {
+            self.stats.refused_streams += 1;
+            self.outputs.push_back(Output::CloseStream { stream: id });
+            return;
+        }
+        self.insert_stream(id, peer, Purpose::Unknown, VecDeque::new(), now);
+    }
+
+    pub(crate) fn stream_frame(&mut self, id: StreamId, payload: Bytes, now: Instant) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.heard = now;
+        let decoded = wire::decode(payload);
+        self.stats.skipped_unknown += decoded.unknown;
+        self.stats.refused_malformed += decoded.malformed;
+        if decoded.malformed > 0 {
+            self.abandon_stream(id, "the other node sent a malformed message", now);
+            return;
+        }
+        for message in decoded.messages {
+            self.stream_message(id, message, now);
+        }
+        self.pump(id, now);
+    }
+
+    fn stream_message(&mut self, id: StreamId, message: Message, now: Instant) {
+        match message {
+            Message::PushPull(part) => self.push_pull_received(id, &part, now),
+            Message::Offer(offer) => self.offer_received(id, offer, now),
+            Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
+            Message::Records(records) => self.records_received(id, &records, now),
+            Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
+            Message::Table(_)
+            | Message::Attachment(_)
+            | Message::Node(_)
+            | Message::NetworkDigest { .. }
+            | Message::ClusterDigest { .. } => self.stats.skipped_unknown += 1,
+        }
+    }
+
+    /// The driver has sent one frame of a stream.
+    pub(crate) fn frame_sent(&mut self, id: StreamId, now: Instant) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.in_flight = stream.in_flight.saturating_sub(1);
+            stream.heard = now;
+            self.pump(id, now);
+        }
+    }
+
+    /// The connection is gone, by either side's wish or by an error.
+    pub(crate) fn stream_closed(&mut self, id: StreamId, error: Option<&str>, now: Instant) {
+        let Some(stream) = self.streams.open.remove(&id) else {
+            return;
+        };
+        let is_done = stream.closing && error.is_none();
+        let why = error.unwrap_or("the connection was closed");
+        let outcome = if is_done { Ok(()) } else { Err(why) };
+        self.stream_ended(id, stream, outcome, now);
+    }
+
+    /// Hands the driver as many frames as may be on their way.
+    pub(crate) fn pump(&mut self, id: StreamId, now: Instant) {
+        loop {
+            let Some(stream) = self.streams.get_mut(id) else {
+                return;
+            };
+            if stream.in_flight >= FRAMES_IN_FLIGHT {
+                return;
+            }
+            let next = stream.outbox.pop_front();
+            let next = next.or_else(|| self.next_sync_frame(id, now));
+            let Some(stream) = self.streams.get_mut(id) else {
+                return;
+            };
+            let Some(payload) = next else {
+                if stream.closing && stream.in_flight == 0 {
+                    self.finish_stream(id, now);
+                }
+                return;
+            };
+            stream.in_flight += 1;
+            self.outputs.push_back(Output::SendFrame {
+                stream: id,
+                payload,
+            });
+        }
+    }
+
+    /// Everything has been said and sent.
+    fn finish_stream(&mut self, id: StreamId, now: Instant) {
+        if let Some(stream) = self.streams.open.remove(&id) {
+            self.outputs.push_back(Output::CloseStream { stream: id });
+            self.stream_ended(id, stream, Ok(()), now);
+        }
+    }
+
+    /// Gives a stream up.
+    pub(crate) fn abandon_stream(&mut self, id: StreamId, why: &str, now: Instant) {
+        if let Some(stream) = self.streams.open.remove(&id) {
+            self.outputs.push_back(Output::CloseStream { stream: id });
+            self.stream_ended(id, stream, Err(why), now);
+        }
+    }
+
+    fn stream_ended(
+        &mut self,
+        id: StreamId,
+        stream: Stream,
+        outcome: Result<(), &str>,
+        now: Instant,
+    ) {
+        let is_done = outcome.is_ok();
+        match stream.purpose {
+            Purpose::Unknown => {}
+            Purpose::PushPull { joins } => {
+                if is_done {
+                    self.stats.push_pulls_completed += 1;
+                } else {
+                    self.stats.push_pulls_failed += 1;
+                }
+                if is_done && !joins.is_empty() {
+                    self.announce_run(now);
+                }
+                for join in joins {
+                    self.outputs.push_back(Output::Joined {
+                        join,
+                        result: outcome.map_err(ToOwned::to_owned),
+                    });
+                }
+            }
+            Purpose::Sync(sync) => self.sync_ended(id, &sync, is_done),
+        }
+    }
+
+    pub(crate) fn stream_idle(&mut self, id: StreamId, now: Instant) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        let silent = now.saturating_duration_since(stream.heard);
+        let timeout = self.config.stream_timeout;
+        if silent >= timeout {
+            let why = format!("no answer within {timeout:?}");
+            self.abandon_stream(id, &why, now);
+        } else {
+            self.set_timer(timeout - silent, TimerKind::StreamIdle(id));
+        }
+    }
+
+    pub(crate) fn close_streams_to(&mut self, peer: SocketAddr, now: Instant) {
+        let to_peer: Vec<StreamId> = self
+            .streams
+            .open
+            .iter()
+            .filter(|(id, stream)| matches!(id, StreamId::Outgoing(_)) && stream.peer == peer)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in to_peer {
+            self.abandon_stream(id, "the other node went down", now);
+        }
+    }
+
+    pub(crate) fn close_all_streams(&mut self, now: Instant) {
+        let ids: Vec<StreamId> = self.streams.open.keys().copied().collect();
+        for id in ids {
+            self.abandon_stream(id, "this node left the cluster", now);
+        }
+    }
+
+    /// Exchanges the cluster's state with an address; with a `join` its outcome is reported.
+    pub(crate) fn start_push_pull(
+        &mut self,
+        to: SocketAddr,
+        join: Option<JoinToken>,
+        now: Instant,
+    ) {
+        let under_way =
+            self.streams
+                .open
+                .values_mut()
+                .find_map(|stream| match &mut stream.purpose {
+                    Purpose::PushPull { joins } if stream.peer == to => Some(joins),
+                    Purpose::PushPull { .. } | Purpose::Unknown | Purpose::Sync(_) => None,
+                });
+        if let Some(joins) = under_way {
+            joins.extend(join);
+            return;
+        }
+        let outbox = self.cluster_frames(now);
+        let purpose = Purpose::PushPull {
+            joins: join.into_iter().collect(),
+        };
+        if self.open_stream(to, purpose, outbox, now).is_none()
+            && let Some(join) = join
+        {
+            self.outputs.push_back(Output::Joined {
+                join,
+                result: Err("too many streams are open".to_owned()),
+            });
+        }
+    }
+
+    fn cluster_frames(&self, now: Instant) -> VecDeque<Bytes> {
+        let parts = self.export_cluster(now);
+        parts.iter().map(Message::encode).collect()
+    }
+
+    fn push_pull_received(&mut self, id: StreamId, part: &PushPull, now: Instant) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        match (id, &stream.purpose) {
+            (StreamId::Outgoing(_), Purpose::PushPull { .. })
+            | (StreamId::Incoming(_), Purpose::Unknown) => {}
+            _ => {
+                self.abandon_stream(id, "the other node broke the protocol", now);
+                return;
+            }
+        }
+        self.import_cluster(part, now);
+        if part.more {
+            return;
+        }
+        let answer = matches!(id, StreamId::Incoming(_)).then(|| self.cluster_frames(now));
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.closing = true;
+            if let Some(frames) = answer {
+                stream.outbox = frames;
+                stream.purpose = Purpose::PushPull { joins: Vec::new() };
+            }
+        }
+    }
+}

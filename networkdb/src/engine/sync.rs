@@ -1,0 +1,545 @@
+//! Anti-entropy of one network: find what differs, exchange that.
+//!
+//! A node sends its digest of a network to one random attached peer shortly after the last push or apply, and every few
+//! seconds. A peer whose digest differs opens a stream and offers who is attached and, for each table, one digest a range
+//! of key hashes. The other side answers with the ranges that differ, then with its records of them; the first side sends
+//! back those of its records that it did not just receive. Equality costs one small datagram, a difference costs the
+//! ranges it lies in. What is learned here is never relayed: others find it by digests of their own.
+//!
+//! The first sync of a network that was just joined goes to one attached peer and, when that fails, to another.
+//! Implements `docs/ALGORITHM.md`, section "Anti-entropy".
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::RngExt as _;
+use rand::seq::IndexedRandom as _;
+
+use super::broadcast::Scope;
+use super::event::{Digest, TableRecord, record_digest};
+use super::ranges::{bounds, differing, offer_of};
+use super::stream::{Purpose, StreamId};
+use super::table::{RecordRef, Table, range_of};
+use super::{Engine, Output, Source, TimerKind};
+use crate::id::{LamportTime, NetworkId, NodeId};
+use crate::wire::{Message, Offer, RANGE_BITS_MAX, Ranges, TableDigest, TableRanges};
+
+/// Records of one frame, as their encoded sizes add up.
+const FRAME_BYTES: usize = 64 * 1_024;
+/// Range digests in one offer message.
+const OFFER_RANGES: usize = 1 << RANGE_BITS_MAX;
+
+/// What a network keeps to decide when to sync.
+#[derive(Debug, Default)]
+pub(crate) struct NetworkSync {
+    /// When a record was last pushed or applied.
+    touched: Option<Instant>,
+    digest_timer_set: bool,
+    /// The first sync is still to be done, by this time.
+    first_until: Option<Instant>,
+}
+
+/// Where a sync stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// Offers are being sent or received.
+    Offer,
+    /// Records are being received.
+    Receive,
+    /// Records are being sent.
+    Send,
+    /// Only the other side's end is missing.
+    Done,
+}
+
+/// One sync of one network.
+#[derive(Debug)]
+pub(crate) struct Sync {
+    network: NetworkId,
+    phase: Phase,
+    offered: Vec<TableDigest>,
+    ranges: Vec<TableRanges>,
+    /// Hashes of the records received, sorted before sending starts.
+    received: Vec<Digest>,
+    cursor: Cursor,
+}
+
+/// How far the records of the ranges have been sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    table: usize,
+    range: usize,
+    position: Option<u64>,
+}
+
+impl Sync {
+    fn new(network: NetworkId) -> Self {
+        Self {
+            network,
+            phase: Phase::Offer,
+            offered: Vec::new(),
+            ranges: Vec::new(),
+            received: Vec::new(),
+            cursor: Cursor::default(),
+        }
+    }
+}
+
+impl Engine {
+    /// Notes that a network has changed, so that its digest goes out when it is quiet.
+    pub(crate) fn touch(&mut self, network: &NetworkId, now: Instant) {
+        let after = self.config.digest_delay;
+        let Some(local) = self.networks.get_mut(network) else {
+            return;
+        };
+        local.sync.touched = Some(now);
+        if !local.sync.digest_timer_set {
+            local.sync.digest_timer_set = true;
+            self.set_timer(after, TimerKind::Digest(network.clone()));
+        }
+    }
+
+    pub(crate) fn digest_timer(&mut self, network: &NetworkId, now: Instant) {
+        let delay = self.config.digest_delay;
+        let Some(local) = self.networks.get_mut(network) else {
+            return;
+        };
+        let quiet = local
+            .sync
+            .touched
+            .map(|touched| now.saturating_duration_since(touched));
+        if let Some(quiet) = quiet.filter(|quiet| *quiet < delay) {
+            self.set_timer(delay - quiet, TimerKind::Digest(network.clone()));
+            return;
+        }
+        local.sync.digest_timer_set = false;
+        self.send_network_digest(network);
+    }
+
+    fn send_network_digest(&mut self, network: &NetworkId) {
+        let peers = self.peers_of(&Scope::Network(network.clone()));
+        let peer = peers.choose(&mut self.rng).copied();
+        let (Some(local), Some(peer)) = (self.networks.get(network), peer) else {
+            return;
+        };
+        let message = Message::NetworkDigest {
+            network: network.clone(),
+            node: self.me.clone(),
+            digest: local.tables.digest(),
+        };
+        self.send_gossip(peer, &message.encode());
+    }
+
+    /// Sends every digest to one random peer each, and the cluster's to one random member.
+    pub(crate) fn digest_round(&mut self) {
+        let networks: Vec<NetworkId> = self.networks.keys().cloned().collect();
+        for network in networks {
+            self.send_network_digest(&network);
+        }
+        let members = self.peers_of(&Scope::Cluster);
+        if let Some(member) = members.choose(&mut self.rng).copied() {
+            self.send_cluster_digest(member);
+        }
+        self.schedule_digest_round();
+    }
+
+    pub(crate) fn schedule_digest_round(&mut self) {
+        let jitter = self.rng.random_range(0.8..1.2);
+        self.set_timer(
+            self.config.digest_period.mul_f64(jitter),
+            TimerKind::DigestRound,
+        );
+    }
+
+    pub(crate) fn receive_network_digest(
+        &mut self,
+        network: &NetworkId,
+        node: &NodeId,
+        digest: Digest,
+        now: Instant,
+    ) {
+        let Some(local) = self.networks.get(network) else {
+            self.stats.refused_network += 1;
+            return;
+        };
+        if local.tables.digest() == digest {
+            self.stats.digests_equal += 1;
+            return;
+        }
+        self.stats.digests_different += 1;
+        let addr = self.roster.addr(node);
+        if let Some(addr) = addr.filter(|_| self.attachments.is_attached(network, node)) {
+            self.start_sync(network, addr, now);
+        }
+    }
+
+    fn is_syncing(&self, network: &NetworkId) -> bool {
+        self.streams.iter().any(|(id, stream)| {
+            matches!(id, StreamId::Outgoing(_))
+                && matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network)
+        })
+    }
+
+    /// Opens a sync of a network with a peer, unless one is under way.
+    fn start_sync(&mut self, network: &NetworkId, peer: SocketAddr, now: Instant) -> bool {
+        if self.is_syncing(network) {
+            return true;
+        }
+        let outbox = self.offer_frames(network, now);
+        let purpose = Purpose::Sync(Box::new(Sync::new(network.clone())));
+        self.open_stream(peer, purpose, outbox, now).is_some()
+    }
+
+    /// Starts the first sync of a network that this node has just joined.
+    pub(crate) fn start_first_sync(&mut self, network: &NetworkId, now: Instant) {
+        let until = now + self.config.join_network_timeout;
+        if let Some(local) = self.networks.get_mut(network) {
+            local.sync.first_until = Some(until);
+        }
+        self.try_first_sync(network, now);
+    }
+
+    /// Tries the first sync with a random attached peer; without any there is nothing to wait for.
+    pub(crate) fn try_first_sync(&mut self, network: &NetworkId, now: Instant) {
+        let first_until = self
+            .networks
+            .get(network)
+            .and_then(|local| local.sync.first_until);
+        let Some(until) = first_until else {
+            return;
+        };
+        let peers = self.peers_of(&Scope::Network(network.clone()));
+        let Some(peer) = peers.choose(&mut self.rng).copied() else {
+            self.first_sync_done(network, true);
+            return;
+        };
+        if now >= until {
+            self.first_sync_done(network, false);
+            return;
+        }
+        self.start_sync(network, peer, now);
+        // Looks again whether the sync has failed, or the time is up.
+        let again = Duration::from_millis(200).min(until - now);
+        self.set_timer(again, TimerKind::FirstSync(network.clone()));
+    }
+
+    fn first_sync_done(&mut self, network: &NetworkId, is_synced: bool) {
+        if let Some(local) = self.networks.get_mut(network) {
+            local.sync.first_until = None;
+            self.outputs.push_back(Output::NetworkReady {
+                network: network.clone(),
+                is_synced,
+            });
+        }
+    }
+
+    fn offer_frames(&self, network: &NetworkId, now: Instant) -> VecDeque<Bytes> {
+        let tables = self
+            .networks
+            .get(network)
+            .map_or(Vec::new(), |local| local.tables.tables());
+        let mut offer = Offer {
+            network: network.clone(),
+            node: self.me.clone(),
+            network_time: self.network_clock.now(),
+            table_time: self.table_clock.now(),
+            attachments: self.attachments.export(Some(network), self.millis(now)),
+            tables: Vec::new(),
+            more: true,
+        };
+        let mut frames = VecDeque::new();
+        let mut ranges = 0;
+        for table in tables {
+            let digest = offer_of(&table);
+            if ranges > 0 && ranges + digest.ranges.len() > OFFER_RANGES {
+                frames.push_back(Message::Offer(offer.clone()).encode());
+                offer.attachments.clear();
+                offer.tables.clear();
+                ranges = 0;
+            }
+            ranges += digest.ranges.len();
+            offer.tables.push(digest);
+        }
+        offer.more = false;
+        frames.push_back(Message::Offer(offer).encode());
+        frames
+    }
+
+    pub(crate) fn offer_received(&mut self, id: StreamId, offer: Offer, now: Instant) {
+        let is_attached = self.networks.contains_key(&offer.network);
+        self.import_attachments(
+            &offer.attachments,
+            offer.network_time,
+            offer.table_time,
+            now,
+        );
+        let is_entitled = self.attachments.is_attached(&offer.network, &offer.node);
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        if matches!(stream.purpose, Purpose::Unknown) && matches!(id, StreamId::Incoming(_)) {
+            stream.purpose = Purpose::Sync(Box::new(Sync::new(offer.network.clone())));
+        }
+        let Purpose::Sync(sync) = &mut stream.purpose else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let is_expected = sync.phase == Phase::Offer
+            && sync.network == offer.network
+            && matches!(id, StreamId::Incoming(_));
+        let fits = sync.offered.len() + offer.tables.len() <= self.config.tables_max;
+        if !is_expected || !is_attached || !is_entitled || !fits {
+            self.abandon_stream(id, "the offer cannot be taken", now);
+            return;
+        }
+        sync.offered.extend(offer.tables);
+        if offer.more {
+            return;
+        }
+        let network = offer.network;
+        let offered = std::mem::take(&mut sync.offered);
+        let tables = self
+            .networks
+            .get(&network)
+            .map_or(Vec::new(), |local| local.tables.tables());
+        let ranges = differing(&tables, &offered);
+        let answer = Message::Ranges(Ranges {
+            network: network.clone(),
+            node: self.me.clone(),
+            network_time: self.network_clock.now(),
+            table_time: self.table_clock.now(),
+            attachments: self.attachments.export(Some(&network), self.millis(now)),
+            tables: ranges.clone(),
+        });
+        self.set_phase(id, Phase::Send, ranges, Some(answer.encode()));
+    }
+
+    fn set_phase(
+        &mut self,
+        id: StreamId,
+        phase: Phase,
+        ranges: Vec<TableRanges>,
+        frame: Option<Bytes>,
+    ) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.outbox.extend(frame);
+        if let Purpose::Sync(sync) = &mut stream.purpose {
+            sync.phase = phase;
+            sync.ranges = ranges;
+        }
+    }
+
+    fn import_attachments(
+        &mut self,
+        attachments: &[super::AttachmentRecord],
+        network_time: LamportTime,
+        table_time: LamportTime,
+        now: Instant,
+    ) {
+        let poisoned = self.network_clock.witness(network_time).is_err()
+            || self.table_clock.witness(table_time).is_err();
+        if poisoned {
+            self.stats.refused_clock += 1;
+            return;
+        }
+        for attachment in attachments {
+            self.apply_attachment(attachment, now);
+        }
+    }
+
+    pub(crate) fn ranges_received(&mut self, id: StreamId, ranges: Ranges, now: Instant) {
+        self.import_attachments(
+            &ranges.attachments,
+            ranges.network_time,
+            ranges.table_time,
+            now,
+        );
+        let expected = self
+            .sync_mut(id)
+            .is_some_and(|sync| sync.phase == Phase::Offer && sync.network == ranges.network);
+        if !expected || !matches!(id, StreamId::Outgoing(_)) {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        }
+        self.set_phase(id, Phase::Receive, ranges.tables, None);
+    }
+
+    fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
+        match &mut self.streams.get_mut(id)?.purpose {
+            Purpose::Sync(sync) => Some(sync),
+            Purpose::Unknown | Purpose::PushPull { .. } => None,
+        }
+    }
+
+    pub(crate) fn records_received(&mut self, id: StreamId, records: &[TableRecord], now: Instant) {
+        let Some(sync) = self.sync_mut(id) else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let network = sync.network.clone();
+        if matches!(id, StreamId::Outgoing(_)) {
+            let hash = |record: &TableRecord| {
+                record_digest(&record.table, record.key.as_str(), &record.version)
+            };
+            sync.received.extend(records.iter().map(hash));
+        }
+        for record in records.iter().filter(|record| record.network == network) {
+            self.stats.sync_records_received += 1;
+            if !self.apply_record(record, Source::Sync, now) {
+                self.stats.sync_records_stale += 1;
+            }
+        }
+    }
+
+    pub(crate) fn sync_end_received(&mut self, id: StreamId, network: &NetworkId, now: Instant) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        let Purpose::Sync(sync) = &mut stream.purpose else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        match (id, sync.phase) {
+            (_, _) if sync.network != *network => {}
+            (StreamId::Outgoing(_), Phase::Receive) => {
+                sync.received.sort_unstable();
+                sync.phase = Phase::Send;
+                return;
+            }
+            (StreamId::Incoming(_), Phase::Done) => {
+                stream.closing = true;
+                return;
+            }
+            (_, Phase::Offer | Phase::Receive | Phase::Send | Phase::Done) => {}
+        }
+        self.abandon_stream(id, "the other node broke the protocol", now);
+    }
+
+    /// Makes the next frame of records that a sync has to send, or its end.
+    pub(crate) fn next_sync_frame(&mut self, id: StreamId, now: Instant) -> Option<Bytes> {
+        let sync = self.sync_mut(id)?;
+        if sync.phase != Phase::Send {
+            return None;
+        }
+        let network = sync.network.clone();
+        let mut sync = std::mem::replace(sync, Sync::new(network));
+        let records = self.next_records(&mut sync, now);
+        let is_end = records.is_empty();
+        let message = if is_end {
+            sync.phase = Phase::Done;
+            Message::SyncEnd {
+                network: sync.network.clone(),
+            }
+        } else {
+            self.stats.sync_records_sent += records.len() as u64;
+            Message::Records(records)
+        };
+        let stream = self.streams.get_mut(id)?;
+        stream.purpose = Purpose::Sync(Box::new(sync));
+        // The side that opened the stream has the last word.
+        stream.closing |= is_end && matches!(id, StreamId::Outgoing(_));
+        Some(message.encode())
+    }
+
+    /// Collects records from where the sync stands until a frame is full.
+    fn next_records(&self, sync: &mut Sync, now: Instant) -> Vec<TableRecord> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let Some(local) = self.networks.get(&sync.network) else {
+            return records;
+        };
+        while bytes < FRAME_BYTES {
+            let Some(ranges) = sync.ranges.get(sync.cursor.table) else {
+                break;
+            };
+            let table = local.tables.table(&ranges.table);
+            let step = table.and_then(|table| next_range(ranges, &mut sync.cursor, &table));
+            let Some((table, from, end, bits)) = step else {
+                sync.cursor = Cursor {
+                    table: sync.cursor.table + 1,
+                    ..Cursor::default()
+                };
+                continue;
+            };
+            let mut take = |held: &RecordRef<'_>, hash: u64| {
+                if range_of(hash, bits) != range_of(from, bits) {
+                    return;
+                }
+                let record = self.export_record(&sync.network, table.name(), held, now);
+                if let Some(record) = record.filter(|record| !has(&sync.received, record)) {
+                    bytes += record_bytes(&record);
+                    records.push(record);
+                }
+            };
+            let next = table.walk_from(from, |held| take(held, held.hash()));
+            let is_inside = |next: &u64| end.is_none_or(|end| *next < end);
+            match next.filter(is_inside) {
+                Some(next) => sync.cursor.position = Some(next),
+                None => {
+                    sync.cursor.range += 1;
+                    sync.cursor.position = None;
+                }
+            }
+        }
+        records
+    }
+
+    pub(crate) fn sync_ended(&mut self, id: StreamId, sync: &Sync, is_done: bool) {
+        if is_done {
+            self.stats.syncs_completed += 1;
+        } else {
+            self.stats.syncs_failed += 1;
+        }
+        if !matches!(id, StreamId::Outgoing(_)) {
+            return;
+        }
+        let first_is_due = self
+            .networks
+            .get(&sync.network)
+            .is_some_and(|local| local.sync.first_until.is_some());
+        if first_is_due && is_done {
+            self.first_sync_done(&sync.network, true);
+        }
+    }
+}
+
+/// The table, where to go on in its current range, where that ends, and the cut; `None` when all ranges are done.
+fn next_range(
+    ranges: &TableRanges,
+    cursor: &mut Cursor,
+    table: &std::sync::Arc<Table>,
+) -> Option<(std::sync::Arc<Table>, u64, Option<u64>, u8)> {
+    let (range, bits) = if ranges.ranges.is_empty() {
+        ((cursor.range == 0).then_some(0)?, 0)
+    } else {
+        (*ranges.ranges.get(cursor.range)?, ranges.bits)
+    };
+    let (first, end) = bounds(range, bits);
+    let from = cursor.position.unwrap_or(first);
+    Some((std::sync::Arc::clone(table), from, end, bits))
+}
+
+fn has(received: &[Digest], record: &TableRecord) -> bool {
+    if received.is_empty() {
+        return false;
+    }
+    let hash = record_digest(&record.table, record.key.as_str(), &record.version);
+    received.binary_search(&hash).is_ok()
+}
+
+/// What a record takes in a frame, roughly.
+fn record_bytes(record: &TableRecord) -> usize {
+    let value = match &record.body {
+        super::Body::Value(value) => value.len(),
+        super::Body::Stub | super::Body::Tombstone => 0,
+    };
+    value
+        + record.key.as_str().len()
+        + record.table.as_str().len()
+        + record.network.as_str().len()
+        + record.version.owner.as_str().len()
+        + 48
+}

@@ -1,0 +1,556 @@
+//! One table of one network: entries ordered by the hash of their key, shared by the engine and all readers.
+//!
+//! An extendible hash table (Fagin et al. 1979): a directory of 2^depth places points to buckets of some 16 entries, a
+//! full bucket splits in two. Three things follow from ordering by hash: a lookup touches one bucket; the digest of any
+//! range of hashes is a sum over buckets, so that two nodes find what differs without listing what does not; and a walk
+//! has a position that survives writes, so that it holds the lock for one bucket at a time.
+//!
+//! The engine is the only writer. A reader waits for at most one entry's update, a split included. Whether a live record
+//! is visible is not stored with it but asked from its [`Owner`], so that hiding and restoring all entries of a node is
+//! one store to one atomic.
+//!
+//! Invariant: `digest` is the sum of the hashes of all slots that are counted. Implements `docs/ALGORITHM.md`, section
+//! "Tables".
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::event::{Body, Digest, key_hash, record_digest};
+use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
+
+/// Entries in a bucket before it splits.
+const BUCKET_ENTRIES: usize = 16;
+/// Directories do not grow beyond 2^this places; buckets then grow instead.
+const DEPTH_MAX: u8 = 24;
+
+/// What an owner's attachment is worth at this moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Standing {
+    /// The owner is up and attached with this stamp: its entries are visible.
+    Live = 0,
+    /// The owner failed or is not known: its entries are hidden until it returns.
+    Hidden = 1,
+    /// The attachment is over: its entries are dead.
+    Over = 2,
+}
+
+/// One attachment of one node, shared by all entries written under it.
+#[derive(Debug)]
+pub struct Owner {
+    /// The node.
+    pub node: NodeId,
+    /// Which attachment.
+    pub stamp: Stamp,
+    standing: AtomicU8,
+}
+
+impl Owner {
+    /// Returns an owner whose entries are hidden until its standing is set.
+    #[must_use]
+    pub fn new(node: NodeId, stamp: Stamp) -> Self {
+        Self {
+            node,
+            stamp,
+            standing: AtomicU8::new(Standing::Hidden as u8),
+        }
+    }
+
+    /// Returns what the attachment is worth.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.standing.load(Ordering::Acquire) {
+            0 => Standing::Live,
+            1 => Standing::Hidden,
+            _ => Standing::Over,
+        }
+    }
+
+    /// Sets what the attachment is worth and returns what it was.
+    pub(crate) fn set_standing(&self, standing: Standing) -> Standing {
+        let before = self.standing();
+        self.standing.store(standing as u8, Ordering::Release);
+        before
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Kind {
+    Value,
+    Stub,
+    Tombstone,
+}
+
+/// One entry: key and value lie in one allocation.
+#[derive(Debug)]
+struct Slot {
+    hash: u64,
+    time: LamportTime,
+    value_hash: u64,
+    owner: Arc<Owner>,
+    /// Key, then the value; for a tombstone then the engine's millisecond at which it expires.
+    data: Box<[u8]>,
+    key_bytes: u8,
+    kind: Kind,
+    counted: bool,
+}
+
+impl Slot {
+    fn key(&self) -> &str {
+        std::str::from_utf8(&self.data[..usize::from(self.key_bytes)])
+            .expect("written from a key, which is UTF-8")
+    }
+
+    fn value(&self) -> &[u8] {
+        &self.data[usize::from(self.key_bytes)..]
+    }
+
+    fn version(&self) -> Version {
+        Version {
+            time: self.time,
+            owner: self.owner.node.clone(),
+            stamp: self.owner.stamp,
+            tombstone: self.kind == Kind::Tombstone,
+            value_hash: self.value_hash,
+        }
+    }
+
+    fn is_visible(&self) -> bool {
+        self.kind == Kind::Value && self.owner.standing() == Standing::Live
+    }
+
+    fn visible_value(&self) -> Option<Bytes> {
+        self.is_visible()
+            .then(|| Bytes::copy_from_slice(self.value()))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Bucket {
+    depth: u8,
+    digest: Digest,
+    slots: Vec<Slot>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    depth: u8,
+    directory: Vec<u32>,
+    buckets: Vec<Bucket>,
+    entries: usize,
+    digest: Digest,
+}
+
+/// A record to be written, its owner resolved.
+#[derive(Debug)]
+pub(crate) struct Write<'a> {
+    pub key: &'a Key,
+    pub version: &'a Version,
+    pub owner: &'a Arc<Owner>,
+    pub body: &'a Body,
+    /// The engine's millisecond at which a tombstone expires.
+    pub expires: u64,
+}
+
+/// What a write did.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Applied {
+    /// The record was newer and is now held.
+    Newer(Change),
+    /// The same record was held.
+    Equal,
+    /// A newer record was held; this is its version.
+    Older,
+}
+
+/// What readers saw under a key before and see after.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Change {
+    pub before: Option<Bytes>,
+    pub after: Option<Bytes>,
+    /// There was no record at all before.
+    pub is_new_key: bool,
+}
+
+/// What a reader finds under a key.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Lookup {
+    /// A visible entry.
+    Visible {
+        /// Its value.
+        value: Bytes,
+        /// The node that wrote it.
+        owner: NodeId,
+        /// When.
+        time: LamportTime,
+    },
+    /// A tombstone.
+    Deleted,
+    /// An entry whose owner failed.
+    Hidden,
+    /// Nothing.
+    Absent,
+}
+
+/// A record as it is held, for syncs and for walks.
+#[derive(Debug)]
+pub struct RecordRef<'a> {
+    slot: &'a Slot,
+}
+
+impl RecordRef<'_> {
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        self.slot.key()
+    }
+
+    /// Returns the value of a visible entry.
+    #[must_use]
+    pub fn value(&self) -> Option<&[u8]> {
+        self.slot.is_visible().then(|| self.slot.value())
+    }
+
+    /// Returns the node that wrote it.
+    #[must_use]
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.slot.owner
+    }
+
+    /// Returns the hash of the key.
+    pub(crate) fn hash(&self) -> u64 {
+        self.slot.hash
+    }
+
+    /// Returns its version.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.slot.version()
+    }
+
+    /// Returns what is held and, for a tombstone, the engine's millisecond at which it expires.
+    pub(crate) fn body(&self) -> (Body, Option<u64>) {
+        match self.slot.kind {
+            Kind::Value => (Body::Value(Bytes::copy_from_slice(self.slot.value())), None),
+            Kind::Stub => (Body::Stub, None),
+            Kind::Tombstone => (Body::Tombstone, Some(expires_of(self.slot))),
+        }
+    }
+}
+
+fn expires_of(slot: &Slot) -> u64 {
+    let bytes = slot.value().try_into();
+    bytes.map_or(0, u64::from_le_bytes)
+}
+
+/// A table that the engine writes and anyone reads.
+#[derive(Debug)]
+pub struct Table {
+    name: TableName,
+    slots: RwLock<Slots>,
+}
+
+impl Table {
+    pub(crate) fn new(name: TableName) -> Self {
+        Self {
+            name,
+            slots: RwLock::new(Slots::new()),
+        }
+    }
+
+    /// Returns the table's name.
+    #[must_use]
+    pub fn name(&self) -> &TableName {
+        &self.name
+    }
+
+    /// Returns how many records are held, dead ones included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.read().entries
+    }
+
+    /// Returns whether no record is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns the digest of all counted records.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.slots.read().digest
+    }
+
+    /// Looks a key up as a reader sees it.
+    #[must_use]
+    pub fn lookup(&self, key: &Key) -> Lookup {
+        let slots = self.slots.read();
+        let Some(slot) = slots.find(key_hash(key.as_str()), key.as_str()) else {
+            return Lookup::Absent;
+        };
+        match (slot.kind, slot.owner.standing()) {
+            (Kind::Value, Standing::Live) => Lookup::Visible {
+                value: Bytes::copy_from_slice(slot.value()),
+                owner: slot.owner.node.clone(),
+                time: slot.time,
+            },
+            (Kind::Value, Standing::Hidden) => Lookup::Hidden,
+            (Kind::Tombstone, _) => Lookup::Deleted,
+            (Kind::Stub, _) | (Kind::Value, Standing::Over) => Lookup::Absent,
+        }
+    }
+
+    /// Calls `each` for every record of the bucket at `position` and returns the next position, or `None` at the end.
+    ///
+    /// Start at 0. The lock is held for one bucket; a record that stays in the table during the whole walk is seen once.
+    pub fn walk_from(&self, position: u64, mut each: impl FnMut(&RecordRef<'_>)) -> Option<u64> {
+        let slots = self.slots.read();
+        let bucket = slots.bucket(position);
+        // A split between two calls can leave the position in the middle of an earlier bucket's range, never before it.
+        for slot in bucket.slots.iter().filter(|slot| slot.hash >= position) {
+            each(&RecordRef { slot });
+        }
+        slots.range_end(position, bucket.depth)
+    }
+
+    /// Calls `each` for every record.
+    pub fn walk(&self, mut each: impl FnMut(&RecordRef<'_>)) {
+        let mut position = Some(0);
+        while let Some(from) = position {
+            position = self.walk_from(from, &mut each);
+        }
+    }
+
+    /// Returns one digest for each of the 2^`bits` ranges of hashes.
+    #[must_use]
+    pub(crate) fn range_digests(&self, bits: u8) -> Vec<Digest> {
+        let slots = self.slots.read();
+        let mut digests = vec![Digest::default(); 1 << bits];
+        for bucket in &slots.buckets {
+            if bucket.depth >= bits {
+                if let Some(slot) = bucket.slots.first() {
+                    let range = &mut digests[range_of(slot.hash, bits)];
+                    *range = range.plus(bucket.digest);
+                }
+                continue;
+            }
+            for slot in bucket.slots.iter().filter(|slot| slot.counted) {
+                let range = &mut digests[range_of(slot.hash, bits)];
+                *range = range.plus(self.digest_of(slot));
+            }
+        }
+        digests
+    }
+
+    fn digest_of(&self, slot: &Slot) -> Digest {
+        record_digest(&self.name, slot.key(), &slot.version())
+    }
+
+    /// Writes a record if it is newer than the one held.
+    pub(crate) fn apply(&self, write: &Write<'_>) -> Applied {
+        let hash = key_hash(write.key.as_str());
+        let mut slots = self.slots.write();
+        let (bucket, found) = slots.locate(hash, write.key.as_str());
+        if let Some(at) = found {
+            let held = slots.buckets[bucket].slots[at].version();
+            match held.cmp(write.version) {
+                std::cmp::Ordering::Less => {}
+                std::cmp::Ordering::Equal => return Applied::Equal,
+                std::cmp::Ordering::Greater => return Applied::Older,
+            }
+        }
+        let slot = new_slot(hash, write);
+        let added = self.digest_of(&slot);
+        let mut change = Change {
+            before: None,
+            after: slot.visible_value(),
+            is_new_key: found.is_none(),
+        };
+        match found {
+            Some(at) => {
+                let old = std::mem::replace(&mut slots.buckets[bucket].slots[at], slot);
+                change.before = old.visible_value();
+                if old.counted {
+                    slots.uncount(bucket, self.digest_of(&old));
+                }
+                slots.count(bucket, added);
+            }
+            None => {
+                slots.count(bucket, added);
+                slots.buckets[bucket].slots.push(slot);
+                slots.entries += 1;
+                self.split_while_full(&mut slots, hash);
+            }
+        }
+        Applied::Newer(change)
+    }
+
+    /// Removes a record if `is_due` says so; returns whether it did.
+    pub(crate) fn remove_if(&self, key: &str, is_due: impl FnOnce(&RecordRef<'_>) -> bool) -> bool {
+        let mut slots = self.slots.write();
+        let (bucket, found) = slots.locate(key_hash(key), key);
+        let Some(at) = found else {
+            return false;
+        };
+        let slot = &slots.buckets[bucket].slots[at];
+        if !is_due(&RecordRef { slot }) {
+            return false;
+        }
+        let removed = slots.buckets[bucket].slots.swap_remove(at);
+        if removed.counted {
+            slots.uncount(bucket, self.digest_of(&removed));
+        }
+        slots.entries -= 1;
+        true
+    }
+
+    /// Drops the values written under an attachment that is over; versions stay.
+    pub(crate) fn drop_values_of(&self, owner: &Arc<Owner>) {
+        let mut slots = self.slots.write();
+        for slot in slots
+            .buckets
+            .iter_mut()
+            .flat_map(|bucket| &mut bucket.slots)
+        {
+            if slot.kind == Kind::Value && Arc::ptr_eq(&slot.owner, owner) {
+                slot.kind = Kind::Stub;
+                slot.data = slot.data[..usize::from(slot.key_bytes)].into();
+            }
+        }
+    }
+
+    fn split_while_full(&self, slots: &mut Slots, hash: u64) {
+        loop {
+            let index = slots.index(hash);
+            let bucket = &slots.buckets[index];
+            if bucket.slots.len() <= BUCKET_ENTRIES || bucket.depth >= DEPTH_MAX {
+                return;
+            }
+            slots.split(index, hash, |slot| self.digest_of(slot));
+        }
+    }
+}
+
+fn new_slot(hash: u64, write: &Write<'_>) -> Slot {
+    let key = write.key.as_str().as_bytes();
+    let expires = write.expires.to_le_bytes();
+    let (kind, value): (_, &[u8]) = match write.body {
+        Body::Value(value) => (Kind::Value, value),
+        Body::Stub => (Kind::Stub, &[]),
+        Body::Tombstone => (Kind::Tombstone, &expires),
+    };
+    Slot {
+        hash,
+        time: write.version.time,
+        value_hash: write.version.value_hash,
+        owner: Arc::clone(write.owner),
+        data: [key, value].concat().into(),
+        key_bytes: u8::try_from(key.len()).expect("a key is at most 255 bytes"),
+        kind,
+        counted: true,
+    }
+}
+
+/// Returns which of the 2^`bits` ranges a hash belongs to.
+pub(crate) fn range_of(hash: u64, bits: u8) -> usize {
+    leading(hash, bits)
+}
+
+/// The leading bits of a hash as an index.
+fn leading(hash: u64, bits: u8) -> usize {
+    let index = hash.checked_shr(64 - u32::from(bits)).unwrap_or(0);
+    usize::try_from(index).expect("at most 24 bits")
+}
+
+impl Slots {
+    fn new() -> Self {
+        Self {
+            depth: 0,
+            directory: vec![0],
+            buckets: vec![Bucket::default()],
+            entries: 0,
+            digest: Digest::default(),
+        }
+    }
+
+    fn index(&self, hash: u64) -> usize {
+        self.directory[leading(hash, self.depth)] as usize
+    }
+
+    fn bucket(&self, hash: u64) -> &Bucket {
+        &self.buckets[self.index(hash)]
+    }
+
+    fn find(&self, hash: u64, key: &str) -> Option<&Slot> {
+        let (bucket, found) = self.locate(hash, key);
+        found.map(|at| &self.buckets[bucket].slots[at])
+    }
+
+    fn locate(&self, hash: u64, key: &str) -> (usize, Option<usize>) {
+        let bucket = self.index(hash);
+        let found = self.buckets[bucket]
+            .slots
+            .iter()
+            .position(|slot| slot.hash == hash && slot.key() == key);
+        (bucket, found)
+    }
+
+    /// First hash after the range of a bucket of this depth that holds `position`, `None` at the end.
+    fn range_end(&self, position: u64, depth: u8) -> Option<u64> {
+        let range = leading(position, depth) + 1;
+        if range >= 1 << depth {
+            return None;
+        }
+        Some((range as u64) << (64 - u32::from(depth)))
+    }
+
+    fn count(&mut self, bucket: usize, digest: Digest) {
+        self.digest = self.digest.plus(digest);
+        self.buckets[bucket].digest = self.buckets[bucket].digest.plus(digest);
+    }
+
+    fn uncount(&mut self, bucket: usize, digest: Digest) {
+        self.digest = self.digest.minus(digest);
+        self.buckets[bucket].digest = self.buckets[bucket].digest.minus(digest);
+    }
+
+    /// Splits the bucket `index`, which holds `hash`, by the next bit of the hashes.
+    fn split(&mut self, index: usize, hash: u64, digest_of: impl Fn(&Slot) -> Digest) {
+        let depth = self.buckets[index].depth;
+        if depth == self.depth {
+            self.directory = self.directory.iter().flat_map(|at| [*at, *at]).collect();
+            self.depth += 1;
+        }
+        let bit = 1 << (63 - u32::from(depth));
+        let slots = std::mem::take(&mut self.buckets[index].slots);
+        let (upper, lower): (Vec<_>, Vec<_>) =
+            slots.into_iter().partition(|slot| slot.hash & bit != 0);
+        let upper_digest = upper
+            .iter()
+            .filter(|slot| slot.counted)
+            .fold(Digest::default(), |sum, slot| sum.plus(digest_of(slot)));
+        let lower_digest = self.buckets[index].digest.minus(upper_digest);
+        self.buckets[index] = Bucket {
+            depth: depth + 1,
+            digest: lower_digest,
+            slots: lower,
+        };
+        let new = u32::try_from(self.buckets.len()).expect("at most 2^25 buckets");
+        self.buckets.push(Bucket {
+            depth: depth + 1,
+            digest: upper_digest,
+            slots: upper,
+        });
+        // The bucket's places in the directory are consecutive; the upper half now leads to the new one.
+        let places = 1_usize << (self.depth - depth);
+        let first = leading(hash, depth) * places;
+        self.directory[first + places / 2..first + places].fill(new);
+    }
+}
+
+#[cfg(test)]
+mod tests;

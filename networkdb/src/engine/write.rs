@@ -1,0 +1,233 @@
+//! What this node may write, and the stamp that its writes get.
+//!
+//! `create` refuses what is visible, `update` and `delete` refuse what is not; `create` may take over anything that is not
+//! visible: a tombstone, a hidden entry, a dead stub. A write to a network that this node is not attached to is refused
+//! and says so. An accepted write is in the tables before the call returns. Implements `docs/ALGORITHM.md`, section "Reads
+//! and writes".
+
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::event::{Body, TableRecord, WriteKind, value_hash};
+use super::table::Lookup;
+use super::{Engine, Source};
+use crate::id::{Key, NetworkId, TableName, Version};
+
+/// Why a local write was refused. State is unchanged in every case.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// A visible entry already has this key.
+    #[error("entry {key} of table {table} in network {network} already exists")]
+    Exists {
+        /// The network.
+        network: NetworkId,
+        /// The table.
+        table: TableName,
+        /// The key.
+        key: Key,
+    },
+    /// No visible entry has this key.
+    #[error("entry {key} of table {table} in network {network} does not exist")]
+    Missing {
+        /// The network.
+        network: NetworkId,
+        /// The table.
+        table: TableName,
+        /// The key.
+        key: Key,
+    },
+    /// This node is not attached to the network; `join_network` attaches it.
+    #[error("this node is not attached to network {network}, join the network first")]
+    NotAttached {
+        /// The network.
+        network: NetworkId,
+    },
+    /// The value is larger than the configuration allows.
+    #[error("the value has {bytes} bytes, the limit is {bytes_max}")]
+    ValueTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
+    /// A limit of the configuration is reached.
+    #[error("the network holds {limit} {what}, which is the limit")]
+    Full {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The node has been closed.
+    #[error("the node is closed")]
+    Closed,
+}
+
+impl Engine {
+    /// Creates an entry owned by this node, or refuses while a visible entry has the same key.
+    pub fn create_entry(
+        &mut self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+        value: Bytes,
+        now: Instant,
+    ) -> Result<(), WriteError> {
+        self.check_value(&value)?;
+        if self.is_visible(network, table, key)? {
+            return Err(WriteError::Exists {
+                network: network.clone(),
+                table: table.clone(),
+                key: key.clone(),
+            });
+        }
+        self.check_room(network, table)?;
+        self.write(
+            (network, table, key),
+            WriteKind::Create,
+            Body::Value(value),
+            now,
+        );
+        Ok(())
+    }
+
+    /// Replaces the value of a visible entry and becomes its owner.
+    pub fn update_entry(
+        &mut self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+        value: Bytes,
+        now: Instant,
+    ) -> Result<(), WriteError> {
+        self.check_value(&value)?;
+        self.check_visible(network, table, key)?;
+        self.write(
+            (network, table, key),
+            WriteKind::Update,
+            Body::Value(value),
+            now,
+        );
+        Ok(())
+    }
+
+    /// Deletes a visible entry; this node becomes the owner of its tombstone.
+    pub fn delete_entry(
+        &mut self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+        now: Instant,
+    ) -> Result<(), WriteError> {
+        self.check_visible(network, table, key)?;
+        self.write(
+            (network, table, key),
+            WriteKind::Delete,
+            Body::Tombstone,
+            now,
+        );
+        Ok(())
+    }
+
+    fn check_value(&self, value: &Bytes) -> Result<(), WriteError> {
+        let bytes_max = self.config.value_bytes_max;
+        if value.len() > bytes_max {
+            return Err(WriteError::ValueTooLarge {
+                bytes: value.len(),
+                bytes_max,
+            });
+        }
+        Ok(())
+    }
+
+    fn is_visible(
+        &self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+    ) -> Result<bool, WriteError> {
+        let Some(local) = self.networks.get(network) else {
+            return Err(WriteError::NotAttached {
+                network: network.clone(),
+            });
+        };
+        let found = local.tables.table(table).map(|table| table.lookup(key));
+        Ok(matches!(found, Some(Lookup::Visible { .. })))
+    }
+
+    fn check_visible(
+        &self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+    ) -> Result<(), WriteError> {
+        if self.is_visible(network, table, key)? {
+            return Ok(());
+        }
+        Err(WriteError::Missing {
+            network: network.clone(),
+            table: table.clone(),
+            key: key.clone(),
+        })
+    }
+
+    /// Refuses when one more entry, and perhaps one more table, would break a limit.
+    pub(crate) fn check_room(
+        &self,
+        network: &NetworkId,
+        table: &TableName,
+    ) -> Result<(), WriteError> {
+        let Some(local) = self.networks.get(network) else {
+            return Ok(());
+        };
+        let full = |what, limit| Err(WriteError::Full { what, limit });
+        if local.entries >= self.config.entries_max {
+            return full("entries", self.config.entries_max);
+        }
+        if local.tables.table(table).is_none()
+            && local.tables.table_count() >= self.config.tables_max
+        {
+            return full("tables", self.config.tables_max);
+        }
+        Ok(())
+    }
+
+    /// Stamps a write of this node that has passed all checks, applies and pushes it.
+    fn write(
+        &mut self,
+        place: (&NetworkId, &TableName, &Key),
+        kind: WriteKind,
+        body: Body,
+        now: Instant,
+    ) {
+        let (network, table, key) = place;
+        let stamp = self
+            .attachments
+            .get(network, &self.me)
+            .expect("checked: this node is attached")
+            .stamp;
+        let record = TableRecord {
+            network: network.clone(),
+            table: table.clone(),
+            key: key.clone(),
+            version: Version {
+                time: self.table_clock.tick(),
+                owner: self.me.clone(),
+                stamp,
+                tombstone: body == Body::Tombstone,
+                value_hash: match &body {
+                    Body::Value(value) => value_hash(value),
+                    Body::Stub | Body::Tombstone => 0,
+                },
+            },
+            kind,
+            residual: (body == Body::Tombstone).then_some(self.config.reap_interval),
+            body,
+        };
+        let applied = self.apply_record(&record, Source::Local, now);
+        assert!(applied, "a fresh time is later than every version held");
+        self.settle(now);
+    }
+}

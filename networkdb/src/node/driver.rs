@@ -1,0 +1,431 @@
+//! The one task that owns the engine: takes commands, datagrams, frames and timers, does what the engine wants done.
+//!
+//! It decides nothing. The clock is read in one place, [`now`]. Channels are bounded: commands wait for their turn, frames
+//! hold back their connection, datagrams that do not fit are dropped and counted.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use super::tcp;
+use super::watch::Watcher;
+use super::{NetworkStats, Refusals};
+use crate::engine::{
+    Engine, Input, JoinToken, NetworkError, Output, Persistent, StreamId, Timer, WriteError,
+};
+use crate::id::{Key, NetworkId, TableName};
+use crate::keyring::Keyring;
+use crate::stats::Stats;
+use crate::wire::frame::DatagramSeal;
+
+/// Datagrams and frames that wait for the engine. When it is full, datagrams are dropped and connections held back.
+pub(crate) const EVENTS_WAITING: usize = 4_096;
+/// Commands that wait for the engine. When it is full, callers wait.
+pub(crate) const COMMANDS_WAITING: usize = 1_024;
+/// Inputs handled before timers and the other channel get their turn.
+const BATCH: usize = 64;
+/// How long a farewell may take to leave the socket before the node stops.
+const FAREWELL: Duration = Duration::from_millis(20);
+
+/// What happens outside.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Datagram {
+        from: SocketAddr,
+        datagram: Bytes,
+    },
+    StreamAccepted {
+        stream: StreamId,
+        peer: SocketAddr,
+        frames: mpsc::Sender<Bytes>,
+    },
+    StreamFrame {
+        stream: StreamId,
+        payload: Bytes,
+    },
+    FrameSent {
+        stream: StreamId,
+    },
+    StreamClosed {
+        stream: StreamId,
+        error: Option<String>,
+    },
+}
+
+/// One write, as a handle asks for it.
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub network: NetworkId,
+    pub table: TableName,
+    pub key: Key,
+    pub action: Action,
+}
+
+#[derive(Debug)]
+pub(crate) enum Action {
+    Create(Bytes),
+    Update(Bytes),
+    Delete,
+}
+
+/// What a handle asks for. A reply that nobody waits for any more is dropped.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Write(Write, oneshot::Sender<Result<(), WriteError>>),
+    JoinNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
+    LeaveNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
+    Join(SocketAddr, oneshot::Sender<Result<(), String>>),
+    SetBootstrap(Vec<SocketAddr>),
+    Leave(oneshot::Sender<()>),
+    Watch(Watcher, oneshot::Sender<()>),
+    Resync,
+    SetKeyring(Keyring, oneshot::Sender<()>),
+    NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
+    Stats(oneshot::Sender<Stats>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Everything the task owns.
+pub(crate) struct Driver {
+    pub engine: Engine,
+    pub seal: DatagramSeal,
+    pub socket: Arc<UdpSocket>,
+    pub context: tcp::Context,
+    pub commands: mpsc::Receiver<Command>,
+    pub events: mpsc::Receiver<Event>,
+    pub persist: watch::Sender<Persistent>,
+    pub refusals: Arc<Refusals>,
+    pub lost: super::Lost,
+    /// Receiver and listener; they hold the sockets.
+    pub listening: Vec<JoinHandle<()>>,
+    /// Ends when the last state is on disk.
+    pub storing: Option<JoinHandle<()>>,
+    pub state: State,
+}
+
+/// What the driver keeps for itself.
+#[derive(Default)]
+pub(crate) struct State {
+    timers: BTreeMap<(Instant, u64), Timer>,
+    next_timer: u64,
+    streams: BTreeMap<StreamId, mpsc::Sender<Bytes>>,
+    joins: BTreeMap<JoinToken, oneshot::Sender<Result<(), String>>>,
+    next_join: JoinToken,
+    networks: BTreeMap<NetworkId, Vec<oneshot::Sender<Result<(), NetworkError>>>>,
+    watchers: Vec<Watcher>,
+    sent: Stats,
+}
+
+/// Reads the clock, for this crate's node and for nothing else.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one place where the driver reads the clock"
+)]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Answers a command. Nobody waits when this fails, and nothing is lost.
+fn reply<T>(to: oneshot::Sender<T>, answer: T) {
+    drop(to.send(answer));
+}
+
+impl Driver {
+    /// Runs until the node is closed or the last handle is dropped.
+    pub(crate) async fn run(mut self) {
+        self.drain().await;
+        let closed = loop {
+            let timers = &self.state.timers;
+            let deadline = timers.first_key_value().map(|((at, _), _)| *at);
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Close(done)) => break Some(done),
+                    Some(command) => {
+                        self.command(command);
+                        if let Some(done) = self.more_commands() {
+                            break Some(done);
+                        }
+                    }
+                    None => break None,
+                },
+                Some(event) = self.events.recv() => {
+                    self.event(event);
+                    self.more_events();
+                }
+                () = sleep_until(deadline) => self.expire(),
+            }
+            self.drain().await;
+        };
+        self.stop(closed).await;
+    }
+
+    /// Handles commands that wait already, so that their events leave in one packet.
+    fn more_commands(&mut self) -> Option<oneshot::Sender<()>> {
+        for _ in 0..BATCH {
+            match self.commands.try_recv() {
+                Ok(Command::Close(done)) => return Some(done),
+                Ok(command) => self.command(command),
+                Err(_) => return None,
+            }
+        }
+        None
+    }
+
+    fn more_events(&mut self) {
+        for _ in 0..BATCH {
+            let Ok(event) = self.events.try_recv() else {
+                return;
+            };
+            self.event(event);
+        }
+    }
+
+    async fn stop(mut self, closed: Option<oneshot::Sender<()>>) {
+        self.engine.leave(now());
+        self.drain().await;
+        // Streams are closed by dropping them; give the last datagrams a moment before the socket goes.
+        tokio::time::sleep(FAREWELL).await;
+        for watcher in &self.state.watchers {
+            watcher.close();
+        }
+        for task in self.listening {
+            task.abort();
+            // An aborted task ends with an error; what counts is that its socket is closed.
+            drop(task.await);
+        }
+        drop(self.socket);
+        drop(self.persist);
+        if let Some(storing) = self.storing
+            && storing.await.is_err()
+        {
+            tracing::error!("the state is not stored");
+        }
+        if let Some(closed) = closed {
+            reply(closed, ());
+        }
+    }
+
+    fn expire(&mut self) {
+        let now = now();
+        while let Some(entry) = self.state.timers.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            let timer = entry.remove();
+            self.engine.handle(Input::Timer(timer), now);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let (engine, now) = (&mut self.engine, now());
+        match command {
+            Command::Write(write, to) => reply(to, perform(engine, write, now)),
+            Command::JoinNetwork(network, to) => match engine.join_network(&network, now) {
+                Ok(()) => self.state.networks.entry(network).or_default().push(to),
+                Err(error) => reply(to, Err(error)),
+            },
+            Command::LeaveNetwork(network, to) => reply(to, engine.leave_network(&network, now)),
+            Command::Join(addr, to) => {
+                self.state.next_join += 1;
+                self.state.joins.insert(self.state.next_join, to);
+                engine.join(addr, self.state.next_join, now);
+            }
+            Command::SetBootstrap(addrs) => engine.set_bootstrap(addrs, now),
+            Command::Leave(to) => {
+                engine.leave(now);
+                reply(to, ());
+            }
+            Command::Watch(watcher, to) => {
+                engine.set_watching(true);
+                watcher.snapshot(engine.store(), true);
+                self.state.watchers.push(watcher);
+                reply(to, ());
+            }
+            Command::Resync => {
+                for watcher in &self.state.watchers {
+                    watcher.snapshot(engine.store(), false);
+                }
+            }
+            Command::SetKeyring(keyring, to) => {
+                self.seal.set_keyring(keyring.clone());
+                *self.context.keyring.write() = Some(keyring);
+                reply(to, ());
+            }
+            Command::NetworkStats(network, to) => reply(
+                to,
+                engine
+                    .network_stats(&network)
+                    .map(|(entries, queue)| NetworkStats { entries, queue }),
+            ),
+            Command::Stats(to) => reply(to, self.stats()),
+            Command::Close(to) => reply(to, ()),
+        }
+    }
+
+    /// The engine's counters with those of the sockets.
+    fn stats(&self) -> Stats {
+        let sent = &self.state.sent;
+        Stats {
+            datagrams_sent: sent.datagrams_sent,
+            datagram_bytes_sent: sent.datagram_bytes_sent,
+            datagrams_received: sent.datagrams_received,
+            datagram_bytes_received: sent.datagram_bytes_received,
+            datagrams_unsent: sent.datagrams_unsent,
+            frames_sent: sent.frames_sent,
+            frame_bytes_sent: sent.frame_bytes_sent,
+            frames_received: sent.frames_received,
+            frame_bytes_received: sent.frame_bytes_received,
+            refused_seal: self.refusals.count(),
+            dropped_inbox: self.lost.read(),
+            ..*self.engine.stats()
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let input = match event {
+            Event::Datagram { from, datagram } => match self.seal.open(&datagram) {
+                Ok(payload) => {
+                    self.state.sent.datagrams_received += 1;
+                    self.state.sent.datagram_bytes_received += datagram.len() as u64;
+                    Input::Datagram { payload }
+                }
+                Err(error) => {
+                    self.refusals.report(from, error);
+                    return;
+                }
+            },
+            Event::StreamAccepted {
+                stream,
+                peer,
+                frames,
+            } => {
+                self.state.streams.insert(stream, frames);
+                Input::StreamAccepted { stream, peer }
+            }
+            Event::StreamFrame { stream, payload } => {
+                self.state.sent.frames_received += 1;
+                self.state.sent.frame_bytes_received += payload.len() as u64;
+                Input::StreamFrame { stream, payload }
+            }
+            Event::FrameSent { stream } => Input::FrameSent { stream },
+            Event::StreamClosed { stream, error } => {
+                self.state.streams.remove(&stream);
+                Input::StreamClosed { stream, error }
+            }
+        };
+        self.engine.handle(input, now());
+    }
+
+    async fn drain(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            match output {
+                Output::SendDatagram { to, payload } => self.send(to, &payload).await,
+                Output::SetTimer { after, timer } => self.set_timer(after, timer),
+                Output::OpenStream { stream, to } => self.open_stream(stream, to),
+                Output::SendFrame { stream, payload } => self.send_frame(stream, payload),
+                Output::CloseStream { stream } => {
+                    self.state.streams.remove(&stream);
+                }
+                Output::Notify(change) => {
+                    for watcher in &self.state.watchers {
+                        watcher.push(&change);
+                    }
+                    self.forget_unwatched();
+                }
+                Output::Joined { join, result } => {
+                    if let Some(to) = self.state.joins.remove(&join) {
+                        reply(to, result);
+                    }
+                }
+                Output::NetworkReady { network, is_synced } => {
+                    if !is_synced {
+                        tracing::warn!(%network, "joined, the first sync goes on in the background");
+                    }
+                    for to in self.state.networks.remove(&network).unwrap_or_default() {
+                        reply(to, Ok(()));
+                    }
+                }
+                Output::MemberUp { node, addr } => tracing::info!(%node, %addr, "member up"),
+                Output::MemberDown { node, left: true } => tracing::info!(%node, "member left"),
+                Output::MemberDown { node, left: false } => tracing::warn!(%node, "member failed"),
+                Output::Persist => {
+                    self.persist.send_replace(self.engine.persistent());
+                }
+            }
+        }
+    }
+
+    fn forget_unwatched(&mut self) {
+        self.state.watchers.retain(Watcher::is_watched);
+        if self.state.watchers.is_empty() {
+            self.engine.set_watching(false);
+        }
+    }
+
+    async fn send(&mut self, to: SocketAddr, payload: &[u8]) {
+        let datagram = self.seal.seal(payload);
+        let mut sent = self.socket.try_send_to(&datagram, to);
+        if matches!(&sent, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock) {
+            sent = self.socket.send_to(&datagram, to).await;
+        }
+        match sent {
+            Ok(_) => {
+                self.state.sent.datagrams_sent += 1;
+                self.state.sent.datagram_bytes_sent += datagram.len() as u64;
+            }
+            Err(_) => self.state.sent.datagrams_unsent += 1,
+        }
+    }
+
+    fn set_timer(&mut self, after: Duration, timer: Timer) {
+        self.state.next_timer += 1;
+        let at = now() + after;
+        self.state.timers.insert((at, self.state.next_timer), timer);
+    }
+
+    fn open_stream(&mut self, stream: StreamId, to: SocketAddr) {
+        let (frames, waiting) = mpsc::channel(tcp::FRAMES_WAITING);
+        self.state.streams.insert(stream, frames);
+        tokio::spawn(tcp::connect(stream, to, waiting, self.context.clone()));
+    }
+
+    fn send_frame(&mut self, stream: StreamId, payload: Bytes) {
+        let bytes = payload.len() as u64;
+        let sent = self
+            .state
+            .streams
+            .get(&stream)
+            .is_some_and(|frames| frames.try_send(payload).is_ok());
+        if sent {
+            self.state.sent.frames_sent += 1;
+            self.state.sent.frame_bytes_sent += bytes;
+        }
+    }
+}
+
+fn perform(engine: &mut Engine, write: Write, now: Instant) -> Result<(), WriteError> {
+    let Write {
+        network,
+        table,
+        key,
+        action,
+    } = write;
+    match action {
+        Action::Create(value) => engine.create_entry(&network, &table, &key, value, now),
+        Action::Update(value) => engine.update_entry(&network, &table, &key, value, now),
+        Action::Delete => engine.delete_entry(&network, &table, &key, now),
+    }
+}

@@ -1,0 +1,236 @@
+//! Bytes to types and back.
+//!
+//! What arrives is checked here, once: a [`Message`] cannot hold an empty name, a missing stamp or a digest of the wrong
+//! length. Unknown message types and fields are skipped and counted, so that old and new nodes can share a cluster. The
+//! messages themselves are documented in `proto/networkdb.proto`.
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use crate::engine::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind};
+use crate::id::{Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName};
+
+mod convert;
+pub mod frame;
+
+/// The messages as protobuf defines them, for decoders and for tests that forge them.
+#[expect(missing_docs, reason = "generated from the documented .proto file")]
+pub mod proto {
+    include!(concat!(env!("OUT_DIR"), "/networkdb.rs"));
+}
+
+use proto::MessageType;
+
+/// Why a message was refused. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The bytes are no protobuf message of the announced type.
+    #[error("not a protobuf message: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// A name breaks the rules for names.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// A field has a value that it cannot have.
+    #[error("field {field} is invalid")]
+    Field {
+        /// The field.
+        field: &'static str,
+    },
+}
+
+/// A message from another node, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// A write.
+    Table(TableRecord),
+    /// A join or leave of a network.
+    Attachment(AttachmentRecord),
+    /// A join or leave of the cluster.
+    Node(NodeRecord),
+    /// What the sender holds of one network.
+    NetworkDigest {
+        /// The network.
+        network: NetworkId,
+        /// The sender.
+        node: NodeId,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// What the sender knows of nodes and attachments.
+    ClusterDigest {
+        /// The sender.
+        node: NodeId,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// The cluster's state, or a part of it.
+    PushPull(PushPull),
+    /// Opens a sync.
+    Offer(Offer),
+    /// Answers an offer.
+    Ranges(Ranges),
+    /// Records of a sync.
+    Records(Vec<TableRecord>),
+    /// The sender has sent all its records of the ranges.
+    SyncEnd {
+        /// The network that is synced.
+        network: NetworkId,
+    },
+}
+
+/// Part of the cluster's state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PushPull {
+    /// The sender.
+    pub node: NodeId,
+    /// Its network time.
+    pub network_time: LamportTime,
+    /// Its table time.
+    pub table_time: LamportTime,
+    /// Live members as the failure detector encodes them.
+    pub members: Vec<Bytes>,
+    /// Node records.
+    pub nodes: Vec<NodeRecord>,
+    /// Attachments.
+    pub attachments: Vec<AttachmentRecord>,
+    /// Another part follows.
+    pub more: bool,
+}
+
+/// Digests of one table, cut into 2^`bits` ranges.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TableDigest {
+    /// The table.
+    pub table: TableName,
+    /// Sum over the whole table.
+    pub digest: Digest,
+    /// How many leading bits of the key's hash name a range.
+    pub bits: u8,
+    /// One digest a range.
+    pub ranges: Vec<Digest>,
+}
+
+/// First message of a sync.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Offer {
+    /// The network.
+    pub network: NetworkId,
+    /// The sender.
+    pub node: NodeId,
+    /// Its network time.
+    pub network_time: LamportTime,
+    /// Its table time.
+    pub table_time: LamportTime,
+    /// Who is attached, as the sender knows it.
+    pub attachments: Vec<AttachmentRecord>,
+    /// What the sender holds.
+    pub tables: Vec<TableDigest>,
+    /// Another part follows.
+    pub more: bool,
+}
+
+/// Ranges of one table that differ.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TableRanges {
+    /// The table.
+    pub table: TableName,
+    /// How many leading bits of the key's hash name a range.
+    pub bits: u8,
+    /// The ranges; none means all.
+    pub ranges: Vec<u32>,
+}
+
+/// Answer to an offer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranges {
+    /// The network.
+    pub network: NetworkId,
+    /// The sender.
+    pub node: NodeId,
+    /// Its network time.
+    pub network_time: LamportTime,
+    /// Its table time.
+    pub table_time: LamportTime,
+    /// Who is attached, as the sender knows it.
+    pub attachments: Vec<AttachmentRecord>,
+    /// What differs.
+    pub tables: Vec<TableRanges>,
+}
+
+/// The messages of one datagram or frame, and what was not understood.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// The messages, in order.
+    pub messages: Vec<Message>,
+    /// How many were of an unknown type.
+    pub unknown: u64,
+    /// How many broke a rule.
+    pub malformed: u64,
+}
+
+/// The most ranges a table is cut into, as a power of two.
+pub const RANGE_BITS_MAX: u8 = 12;
+
+/// Decodes a gossip message; compounds are flattened, a compound in a compound is malformed.
+#[must_use]
+pub fn decode(bytes: Bytes) -> Decoded {
+    let mut decoded = Decoded::default();
+    match proto::GossipMessage::decode(bytes) {
+        Ok(message) if message.r#type == MessageType::Compound as i32 => {
+            decode_compound(message.data, &mut decoded);
+        }
+        Ok(message) => decode_one(&message, &mut decoded),
+        Err(_) => decoded.malformed += 1,
+    }
+    decoded
+}
+
+fn decode_compound(data: Bytes, decoded: &mut Decoded) {
+    let Ok(compound) = proto::CompoundMessage::decode(data) else {
+        decoded.malformed += 1;
+        return;
+    };
+    for simple in compound.messages {
+        match proto::GossipMessage::decode(simple.payload) {
+            Ok(message) => decode_one(&message, decoded),
+            Err(_) => decoded.malformed += 1,
+        }
+    }
+}
+
+fn decode_one(message: &proto::GossipMessage, decoded: &mut Decoded) {
+    let Ok(kind) = MessageType::try_from(message.r#type) else {
+        decoded.unknown += 1;
+        return;
+    };
+    match convert::from_proto(kind, message.data.clone()) {
+        Ok(message) => decoded.messages.push(message),
+        Err(_) => decoded.malformed += 1,
+    }
+}
+
+impl Message {
+    /// Encodes the message as a gossip message of its type.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        convert::to_proto(self).encode_to_vec().into()
+    }
+}
+
+/// Bytes that [`compound`] adds to each message at most: two tags and two lengths.
+pub const COMPOUND_OVERHEAD: usize = 12;
+
+/// Packs encoded messages into one gossip message. A single one is passed through.
+#[must_use]
+pub fn compound(mut messages: Vec<Bytes>) -> Bytes {
+    if messages.len() == 1 {
+        return messages.remove(0);
+    }
+    convert::pack(MessageType::Compound, &convert::compound(messages))
+        .encode_to_vec()
+        .into()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! Round trips and hostile bytes.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::value_hash;
+use crate::id::Version;
+
+fn record(body: Body) -> TableRecord {
+    let (kind, residual) = match &body {
+        Body::Value(_) => (WriteKind::Update, None),
+        Body::Stub => (WriteKind::Create, Some(Duration::from_millis(1_500))),
+        Body::Tombstone => (WriteKind::Delete, Some(Duration::from_millis(1))),
+    };
+    let value_hash = match &body {
+        Body::Value(value) => value_hash(value),
+        Body::Stub => 77,
+        Body::Tombstone => 0,
+    };
+    TableRecord {
+        network: NetworkId::new("net/1").unwrap(),
+        table: TableName::new("t \"q\"").unwrap(),
+        key: Key::new("é/b").unwrap(),
+        version: Version {
+            time: LamportTime(9),
+            owner: NodeId::new("n1").unwrap(),
+            stamp: Stamp {
+                generation: Generation(3),
+                joined: LamportTime(4),
+            },
+            tombstone: body == Body::Tombstone,
+            value_hash,
+        },
+        kind,
+        body,
+        residual,
+    }
+}
+
+fn decode_single(bytes: Bytes) -> Message {
+    let mut decoded = decode(bytes);
+    assert_eq!((decoded.unknown, decoded.malformed), (0, 0));
+    assert_eq!(decoded.messages.len(), 1);
+    decoded.messages.remove(0)
+}
+
+#[test]
+fn every_kind_of_record_survives_the_wire() {
+    for body in [
+        Body::Value(Bytes::from_static(b"\0v\xff")),
+        Body::Value(Bytes::new()),
+        Body::Stub,
+        Body::Tombstone,
+    ] {
+        let message = Message::Table(record(body));
+        assert_eq!(decode_single(message.encode()), message);
+    }
+}
+
+#[test]
+fn a_compound_is_flattened_in_order() {
+    let first = Message::Table(record(Body::Tombstone));
+    let second = Message::SyncEnd {
+        network: NetworkId::new("n").unwrap(),
+    };
+    let decoded = decode(compound(vec![first.encode(), second.encode()]));
+    assert_eq!(decoded.messages, [first, second]);
+}
+
+#[test]
+fn a_compound_in_a_compound_is_malformed() {
+    let inner = compound(vec![Bytes::from_static(b""), Bytes::from_static(b"")]);
+    let decoded = decode(compound(vec![inner.clone(), inner]));
+    assert_eq!(decoded.malformed, 2);
+    assert!(decoded.messages.is_empty());
+}
+
+#[test]
+fn an_unknown_type_is_skipped_and_counted() {
+    let message = proto::GossipMessage {
+        r#type: 4711,
+        data: Bytes::new(),
+    };
+    let decoded = decode(message.encode_to_vec().into());
+    assert_eq!((decoded.unknown, decoded.malformed), (1, 0));
+}
+
+#[test]
+fn a_tombstone_without_residual_is_malformed() {
+    let mut tombstone = record(Body::Tombstone);
+    tombstone.residual = None;
+    assert_eq!(decode(Message::Table(tombstone).encode()).malformed, 1);
+}
+
+#[test]
+fn dockers_seconds_are_understood() {
+    let event = proto::TableEvent {
+        r#type: proto::table_event::Type::Delete.into(),
+        node_name: "n".into(),
+        network_id: "n".into(),
+        table_name: "t".into(),
+        key: "k".into(),
+        residual_reap_time: 7,
+        generation: 1,
+        ..Default::default()
+    };
+    let Message::Table(record) = decode_single(
+        convert::pack(MessageType::TableEvent, &event)
+            .encode_to_vec()
+            .into(),
+    ) else {
+        panic!("not a table event");
+    };
+    assert_eq!(record.residual, Some(Duration::from_secs(7)));
+}
+
+#[test]
+fn sync_messages_survive_the_wire() {
+    let attachment = AttachmentRecord {
+        network: NetworkId::new("net").unwrap(),
+        node: NodeId::new("n").unwrap(),
+        stamp: record(Body::Stub).version.stamp,
+        left: true,
+        time: LamportTime(12),
+        residual: Some(Duration::from_secs(3)),
+    };
+    let node = NodeRecord {
+        node: NodeId::new("n").unwrap(),
+        generation: Generation(5),
+        left: true,
+        time: LamportTime::default(),
+        residual: Some(Duration::from_millis(30)),
+    };
+    let offer = Offer {
+        network: attachment.network.clone(),
+        node: attachment.node.clone(),
+        network_time: LamportTime(1),
+        table_time: LamportTime(2),
+        attachments: vec![attachment.clone()],
+        tables: vec![TableDigest {
+            table: TableName::new("t").unwrap(),
+            digest: Digest(3),
+            bits: 1,
+            ranges: vec![Digest(1), Digest(2)],
+        }],
+        more: false,
+    };
+    let ranges = Ranges {
+        network: attachment.network.clone(),
+        node: attachment.node.clone(),
+        network_time: LamportTime(1),
+        table_time: LamportTime(2),
+        attachments: vec![attachment.clone()],
+        tables: vec![TableRanges {
+            table: TableName::new("t").unwrap(),
+            bits: 3,
+            ranges: vec![0, 7],
+        }],
+    };
+    let push_pull = PushPull {
+        node: attachment.node.clone(),
+        network_time: LamportTime(8),
+        table_time: LamportTime(9),
+        members: vec![Bytes::from_static(b"m")],
+        nodes: vec![node.clone()],
+        attachments: vec![attachment.clone()],
+        more: true,
+    };
+    for message in [
+        Message::Offer(offer),
+        Message::Ranges(ranges),
+        Message::PushPull(push_pull),
+        Message::Records(vec![record(Body::Stub), record(Body::Tombstone)]),
+        Message::Attachment(attachment),
+        Message::Node(node),
+    ] {
+        assert_eq!(decode_single(message.encode()), message);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_can_panic_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        let decoded = decode(bytes.into());
+        prop_assert!(decoded.messages.len() <= 512);
+    }
+
+    #[test]
+    fn damaged_messages_cannot_panic_the_decoder(at in 0_usize..200, with in any::<u8>()) {
+        let mut bytes = Message::Records(vec![record(Body::Stub)]).encode().to_vec();
+        let at = at % bytes.len();
+        bytes[at] = with;
+        let decoded = decode(bytes.into());
+        prop_assert!(decoded.messages.len() <= 1);
+    }
+}
