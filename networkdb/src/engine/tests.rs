@@ -69,7 +69,7 @@ fn create_refuses_what_is_visible_and_update_and_delete_what_is_not() {
     engine.join_network(&network(), now).unwrap();
     let (table, key) = place("k");
     let value = Bytes::from_static(b"v");
-    let updated = engine.update_entry(&network(), &table, &key, value.clone(), now);
+    let updated = engine.update_entry(&network(), &table, &key, value, now);
     assert!(matches!(updated, Err(WriteError::Missing { .. })));
     create(&mut engine, "k", "v", now).unwrap();
     assert!(matches!(

@@ -239,6 +239,7 @@ fn spawn(
     let cluster = config.protocol.cluster;
     let context = tcp::Context {
         cluster: cluster.as_str().into(),
+        bound: config.bind.ip(),
         keyring: Arc::new(RwLock::new(config.keyring.clone())),
         events: events.clone(),
         refusals: Arc::clone(&refusals),

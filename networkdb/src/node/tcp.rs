@@ -1,7 +1,7 @@
 //! Connections: hello, then frames, sealed when there are keys. One reading and one writing task each.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
@@ -29,6 +29,8 @@ pub(crate) const FRAMES_WAITING: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
     pub cluster: Arc<str>,
+    /// The address that the listener is bound to.
+    pub bound: IpAddr,
     pub keyring: Arc<RwLock<Option<Keyring>>>,
     pub events: mpsc::Sender<Event>,
     pub refusals: Arc<super::Refusals>,
@@ -157,7 +159,15 @@ async fn open(
     to: SocketAddr,
     context: &Context,
 ) -> Result<(OwnedReadHalf, OwnedWriteHalf, Seals), ConnectionError> {
-    let mut socket = TcpStream::connect(to).await?;
+    let socket = match to {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Others see the address that this node was told to use, and firewalls may depend on it.
+    if !context.bound.is_unspecified() && context.bound.is_ipv4() == to.is_ipv4() {
+        socket.bind(SocketAddr::new(context.bound, 0))?;
+    }
+    let mut socket = socket.connect(to).await?;
     socket.set_nodelay(true)?;
     let keyring = context.keyring();
     let nonce = super::random_bytes();
