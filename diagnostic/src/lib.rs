@@ -1,0 +1,46 @@
+//! The diagnostic HTTP server of a node: Docker's API, answered byte for byte as Docker's server does.
+//!
+//! Every answer to a known or unknown path has status 200; the first word of the body says how it went. `json` in the
+//! query asks for JSON, `json=pretty` for indented JSON; `unsafe` sends and shows values as raw bytes instead of base64.
+//! Parameters come from the query or, in a POST, PUT or PATCH, from a form, which goes before the query.
+//!
+//! | path | parameters | answer |
+//! |---|---|---|
+//! | `/help` | | the registered paths |
+//! | `/ready` | | `OK` |
+//! | `/join` | `members` | joins the cluster of any of these `HOST[:PORT]` |
+//! | `/leave` | \[`members`\] | takes this node out of the cluster; the process stays |
+//! | `/joinnetwork`, `/leavenetwork` | `nid` | attaches this node to a network, or ends that |
+//! | `/clusterpeers` | | the nodes of the cluster |
+//! | `/networkpeers` | `nid` | the nodes attached to a network |
+//! | `/createentry`, `/updateentry` | `nid tname key value` | writes an entry |
+//! | `/deleteentry` | `nid tname key` | deletes an entry |
+//! | `/getentry` | `nid tname key` | one entry as this node holds it |
+//! | `/gettable` | `nid tname` | all visible entries of a table |
+//! | `/networkstats` | `nid` | entries, deleted ones counted, and events that wait to be sent |
+//!
+//! A success reply to a write means *accepted here*: this node holds it and shows it from then on. The other nodes get it
+//! by gossip, a moment later. Reads never ask another node.
+//!
+//! Other layers mount their own paths through [`Routes`], before or while the server runs. Limits answer with their own
+//! status (400, 408, 413, 414, 431). Each routed request leaves one line in the log, which never holds a value.
+
+mod audit;
+mod cluster;
+mod entries;
+mod failure;
+mod json;
+mod params;
+mod patience;
+mod reply;
+mod routes;
+mod server;
+mod service;
+mod status;
+mod value;
+
+pub use failure::Failure;
+pub use params::Params;
+pub use reply::Reply;
+pub use routes::{PathTaken, Request, Route, Routes};
+pub use server::{BindError, Running, Server};

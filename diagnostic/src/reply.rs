@@ -1,0 +1,383 @@
+//! What an endpoint answers, and how each answer looks as text and as JSON.
+//!
+//! The two forms and the type of the content are those of Docker's server, down to the byte. Text has the type of binary
+//! data as soon as its beginning holds a control byte, which happens when raw values are shown.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use networkdb::Key;
+use networkdb::node::{Entry, Peer};
+
+use crate::failure::Failure;
+use crate::json::Writer;
+use crate::value;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const BINARY: &str = "application/octet-stream";
+const JSON: &str = "application/json";
+
+/// How much of a text decides whether it is binary.
+const SNIFFED_BYTES: usize = 512;
+
+/// How a client wants its reply.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Format {
+    /// JSON instead of text.
+    pub(crate) is_json: bool,
+    /// Indented JSON.
+    pub(crate) is_pretty: bool,
+    /// Values as they are instead of in base64.
+    pub(crate) is_raw: bool,
+}
+
+/// The answer of an endpoint.
+#[derive(Clone, Debug)]
+pub struct Reply(Answer);
+
+#[derive(Clone, Debug)]
+enum Answer {
+    Done,
+    Info(String),
+    Failed(Failure),
+    Missing { usage: String },
+    Unknown { path: Vec<u8> },
+    Peers(Vec<Peer>),
+    Entry { key: Key, value: Bytes },
+    Table(Vec<Entry>),
+    Counts { entries: i64, queue: i64 },
+    Text(Vec<u8>),
+}
+
+/// A reply in the form the client asked for.
+#[derive(Debug)]
+pub(crate) struct Rendered {
+    pub(crate) content_type: &'static str,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    /// `OK` and nothing else.
+    #[must_use]
+    pub fn done() -> Self {
+        Self(Answer::Done)
+    }
+
+    /// `OK` and a text.
+    pub fn info(text: impl Into<String>) -> Self {
+        Self(Answer::Info(text.into()))
+    }
+
+    /// A text without anything before it, also when JSON was asked for.
+    pub fn text(text: impl Into<Vec<u8>>) -> Self {
+        Self(Answer::Text(text.into()))
+    }
+
+    /// `FAIL` and the reason.
+    pub(crate) fn failed(failure: Failure) -> Self {
+        Self(Answer::Failed(failure))
+    }
+
+    /// A parameter is missing; `usage` is the path with all of them.
+    pub(crate) fn missing(usage: String) -> Self {
+        Self(Answer::Missing { usage })
+    }
+
+    /// No endpoint has this path.
+    pub(crate) fn unknown(path: Vec<u8>) -> Self {
+        Self(Answer::Unknown { path })
+    }
+
+    /// A list of nodes.
+    pub(crate) fn peers(peers: Vec<Peer>) -> Self {
+        Self(Answer::Peers(peers))
+    }
+
+    /// One entry. The owner is not shown, because the original never shows it here.
+    pub(crate) fn entry(entry: Entry) -> Self {
+        let Entry { key, value, .. } = entry;
+        Self(Answer::Entry { key, value })
+    }
+
+    /// A list of entries with their owners.
+    pub(crate) fn table(entries: Vec<Entry>) -> Self {
+        Self(Answer::Table(entries))
+    }
+
+    /// The counters of a network, both -1 when it is unknown.
+    pub(crate) fn counts(entries: i64, queue: i64) -> Self {
+        Self(Answer::Counts { entries, queue })
+    }
+
+    /// Returns the first words of the reply.
+    pub(crate) fn message(&self) -> &'static str {
+        match self.0 {
+            Answer::Failed(_) => "FAIL",
+            Answer::Missing { .. } => "missing parameter",
+            Answer::Unknown { .. } => "not implemented",
+            Answer::Done
+            | Answer::Info(_)
+            | Answer::Peers(_)
+            | Answer::Entry { .. }
+            | Answer::Table(_)
+            | Answer::Counts { .. }
+            | Answer::Text(_) => "OK",
+        }
+    }
+
+    /// Writes the reply in a form.
+    pub(crate) fn render(&self, format: Format) -> Rendered {
+        if let Answer::Text(body) = &self.0 {
+            return Rendered::text(body.clone());
+        }
+        if !format.is_json {
+            return Rendered::text(self.plain(format));
+        }
+        let mut writer = Writer::new(format.is_pretty);
+        writer.object(|writer| {
+            writer.member("message").string(self.message().as_bytes());
+            self.details(writer.member("details"), format);
+        });
+        Rendered {
+            content_type: JSON,
+            body: writer.into_text(),
+        }
+    }
+
+    fn plain(&self, format: Format) -> Vec<u8> {
+        let mut body = self.message().as_bytes().to_vec();
+        if matches!(self.0, Answer::Done) {
+            return body;
+        }
+        body.push(b'\n');
+        self.lines(&mut body, format)
+            .expect("a vector takes every write");
+        body
+    }
+
+    fn lines(&self, body: &mut Vec<u8>, format: Format) -> std::io::Result<()> {
+        match &self.0 {
+            Answer::Done => {}
+            Answer::Info(text) => body.write_all(text.as_bytes())?,
+            Answer::Failed(failure) => write!(body, "Error: {failure}")?,
+            Answer::Missing { usage } => write!(body, "Usage: {usage}")?,
+            Answer::Unknown { path } => {
+                body.write_all(b"Usage: ")?;
+                body.write_all(&unknown_path(path))?;
+            }
+            Answer::Peers(peers) => {
+                writeln!(body, "total entries: {}", peers.len())?;
+                for (index, peer) in peers.iter().enumerate() {
+                    let ip = peer.addr.ip().to_canonical();
+                    writeln!(body, "{index}) {} -> {ip}", peer.id)?;
+                }
+            }
+            Answer::Entry { key, value } => line(body, 0, key, value, "", format)?,
+            Answer::Table(entries) => {
+                writeln!(body, "total entries: {}", entries.len())?;
+                for (index, entry) in entries.iter().enumerate() {
+                    let owner = entry.owner.as_str();
+                    line(body, index, &entry.key, &entry.value, owner, format)?;
+                }
+            }
+            Answer::Counts { entries, queue } => {
+                writeln!(body, "entries: {entries}, qlen: {queue}")?;
+            }
+            Answer::Text(text) => body.write_all(text)?,
+        }
+        Ok(())
+    }
+
+    fn details(&self, writer: &mut Writer, format: Format) {
+        match &self.0 {
+            Answer::Done => writer.null(),
+            Answer::Info(text) => note(writer, "info", text.as_bytes()),
+            Answer::Failed(failure) => note(writer, "error", failure.to_string().as_bytes()),
+            Answer::Missing { usage } => note(writer, "usage", usage.as_bytes()),
+            Answer::Unknown { path } => note(writer, "usage", &unknown_path(path)),
+            Answer::Peers(peers) => sized(writer, peers, |writer, peer| {
+                let ip = peer.addr.ip().to_canonical().to_string();
+                // The name of this member is a slip of the original that clients depend on.
+                let id = peer.id.as_str().as_bytes();
+                writer.member("-=name").string(id);
+                writer.member("ip").string(ip.as_bytes());
+            }),
+            Answer::Entry { key, value } => {
+                writer.object(|writer| row(writer, key, value, "", format));
+            }
+            Answer::Table(entries) => sized(writer, entries, |writer, entry| {
+                let owner = entry.owner.as_str();
+                row(writer, &entry.key, &entry.value, owner, format);
+            }),
+            Answer::Counts { entries, queue } => writer.object(|writer| {
+                writer.member("entries").number(*entries);
+                writer.member("QueueLen").number(*queue);
+            }),
+            Answer::Text(text) => writer.string(text),
+        }
+    }
+}
+
+impl Rendered {
+    fn text(body: Vec<u8>) -> Self {
+        let content_type = content_type(&body);
+        Self { content_type, body }
+    }
+}
+
+/// Returns the type of a text by the rule of Go's sniffer for text that begins with none of its signatures, which the
+/// first words of every reply see to.
+fn content_type(text: &[u8]) -> &'static str {
+    let is_binary = |byte: &u8| matches!(byte, 0x00..=0x08 | 0x0b | 0x0e..=0x1a | 0x1c..=0x1f);
+    let beginning = &text[..text.len().min(SNIFFED_BYTES)];
+    if beginning.iter().any(is_binary) {
+        BINARY
+    } else {
+        TEXT
+    }
+}
+
+fn unknown_path(path: &[u8]) -> Vec<u8> {
+    [b"URL path: ", path, b" no method implemented check /help\n"].concat()
+}
+
+fn line(
+    body: &mut Vec<u8>,
+    index: usize,
+    key: &Key,
+    value: &[u8],
+    owner: &str,
+    format: Format,
+) -> std::io::Result<()> {
+    write!(body, "{index}) k:`{key}` -> v:`")?;
+    if format.is_raw {
+        body.write_all(value)?;
+    } else {
+        body.write_all(value::encode(value).as_bytes())?;
+    }
+    writeln!(body, "` owner:`{owner}`")
+}
+
+/// Writes an object with one text.
+fn note(writer: &mut Writer, name: &str, text: &[u8]) {
+    writer.object(|writer| writer.member(name).string(text));
+}
+
+/// Writes a list with its size; an empty list is `null`.
+fn sized<T>(writer: &mut Writer, items: &[T], fill: impl Fn(&mut Writer, &T)) {
+    let size = i64::try_from(items.len()).expect("a list in memory is shorter than 2^63");
+    writer.object(|writer| {
+        writer.member("size").number(size);
+        let entries = writer.member("entries");
+        if items.is_empty() {
+            entries.null();
+        } else {
+            entries.list(items, |writer, item| {
+                writer.object(|writer| fill(writer, item));
+            });
+        }
+    });
+}
+
+fn row(writer: &mut Writer, key: &Key, value: &[u8], owner: &str, format: Format) {
+    writer.member("key").string(key.as_str().as_bytes());
+    if format.is_raw {
+        writer.member("value").string(value);
+    } else {
+        writer
+            .member("value")
+            .string(value::encode(value).as_bytes());
+    }
+    writer.member("owner").string(owner.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Format = Format {
+        is_json: false,
+        is_pretty: false,
+        is_raw: false,
+    };
+    const COMPACT: Format = Format {
+        is_json: true,
+        ..PLAIN
+    };
+
+    fn raw(value: &'static [u8]) -> Reply {
+        Reply(Answer::Entry {
+            key: Key::new("k").unwrap(),
+            value: Bytes::from_static(value),
+        })
+    }
+
+    fn text(reply: &Reply, format: Format) -> (&'static str, Vec<u8>) {
+        let Rendered { content_type, body } = reply.render(format);
+        (content_type, body)
+    }
+
+    #[test]
+    fn control_bytes_make_a_text_binary() {
+        for byte in 0..=u8::MAX {
+            let binary = byte < 0x20 && ![b'\t', b'\n', 0x0c, b'\r', 0x1b].contains(&byte);
+            let expected = if binary { BINARY } else { TEXT };
+            assert_eq!(content_type(&[b'O', b'K', byte]), expected, "{byte:#x}");
+        }
+    }
+
+    #[test]
+    fn only_the_first_512_bytes_are_looked_at() {
+        let mut body = vec![b'x'; 513];
+        body[512] = 0;
+        assert_eq!(content_type(&body), TEXT);
+        body[511] = 0;
+        assert_eq!(content_type(&body), BINARY);
+    }
+
+    #[test]
+    fn raw_value_is_shown_byte_for_byte_and_escaped_in_json() {
+        let reply = raw(b"\n\x02c1<nil>\xff");
+        let format = Format {
+            is_raw: true,
+            ..PLAIN
+        };
+        let expected = b"OK\n0) k:`k` -> v:`\n\x02c1<nil>\xff` owner:``\n".to_vec();
+        assert_eq!(text(&reply, format), (BINARY, expected));
+        let format = Format {
+            is_json: true,
+            ..format
+        };
+        let expected = br#"{"message":"OK","details":{"key":"k","value":"\n\u0002c1\u003cnil\u003e\ufffd","owner":""}}"#;
+        assert_eq!(text(&reply, format), (JSON, expected.to_vec()));
+    }
+
+    #[test]
+    fn path_of_any_bytes_is_shown() {
+        let reply = Reply::unknown(b"/\xff<".to_vec());
+        let expected =
+            b"not implemented\nUsage: URL path: /\xff< no method implemented check /help\n";
+        assert_eq!(text(&reply, PLAIN), (TEXT, expected.to_vec()));
+        let expected = br#"{"message":"not implemented","details":{"usage":"URL path: /\ufffd\u003c no method implemented check /help\n"}}"#;
+        assert_eq!(text(&reply, COMPACT), (JSON, expected.to_vec()));
+    }
+
+    #[test]
+    fn text_stays_text_when_json_is_asked_for() {
+        assert_eq!(text(&Reply::text("a\n"), COMPACT), (TEXT, b"a\n".to_vec()));
+    }
+
+    #[test]
+    fn addresses_are_shown_without_port_and_mapping() {
+        let peer = |addr: &str| Peer {
+            id: networkdb::NodeId::new("n").unwrap(),
+            addr: addr.parse().unwrap(),
+        };
+        let reply = Reply::peers(vec![
+            peer("[::ffff:10.0.0.1]:7946"),
+            peer("[2001:db8::1]:7946"),
+        ]);
+        let expected = b"OK\ntotal entries: 2\n0) n -> 10.0.0.1\n1) n -> 2001:db8::1\n".to_vec();
+        assert_eq!(text(&reply, PLAIN), (TEXT, expected));
+    }
+}

@@ -1,0 +1,211 @@
+//! What happens to one request: limits, redirect, parameters, handler, reply, and one line in the log.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::http::request::Parts;
+use hyper::{Method, StatusCode};
+use tokio::time::timeout;
+
+use crate::audit;
+use crate::params::{Params, decode_path};
+use crate::reply::Format;
+use crate::routes::{Request, Routes, cleaned};
+
+/// Largest body: room for a value of 1 MiB in base64 with every byte escaped, and for the names beside it.
+pub(crate) const BODY_BYTES_MAX: usize = 5 << 20;
+
+/// How long a body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A response in one piece.
+pub(crate) type Response = hyper::Response<Full<Bytes>>;
+
+/// A response and what the log says about it.
+struct Answered {
+    method: String,
+    outcome: String,
+    response: Response,
+}
+
+/// Why a request did not get as far as a handler.
+struct Refused {
+    status: StatusCode,
+    reason: String,
+}
+
+/// Answers one request.
+pub(crate) async fn answer(
+    routes: &Routes,
+    request: hyper::Request<Incoming>,
+    remote: SocketAddr,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let answered = handle(routes, &head, body, remote)
+        .await
+        .unwrap_or_else(Refused::into_answered);
+    audit::log(remote, &answered.method, &head.uri, &answered.outcome);
+    answered.response
+}
+
+async fn handle(
+    routes: &Routes,
+    head: &Parts,
+    body: Incoming,
+    remote: SocketAddr,
+) -> Result<Answered, Refused> {
+    let raw_path = head.uri.path();
+    let path = decode_path(raw_path.as_bytes())
+        .filter(|path| path.starts_with(b"/"))
+        .ok_or_else(|| Refused::bad_request("bad path"))?;
+    if let Some(clean) = cleaned(raw_path) {
+        return redirect(&clean, head);
+    }
+    let body = read(body).await?;
+    let form = if has_form(head) { &body[..] } else { b"" };
+    let query = head.uri.query().unwrap_or_default();
+    let params = Params::parse(form, query.as_bytes()).map_err(Refused::bad_request)?;
+    let route = routes
+        .find(raw_path, &path)
+        .ok_or_else(|| Refused::bad_request("no endpoint is mounted"))?;
+    let format = if route.is_text_only() {
+        Format::default()
+    } else {
+        params.format()
+    };
+    let reply = route
+        .call(Request {
+            params,
+            remote,
+            path,
+            routes: routes.clone(),
+        })
+        .await;
+    let rendered = reply.render(format);
+    let mut response = Response::new(Full::from(rendered.body));
+    let content_type = HeaderValue::from_static(rendered.content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    Ok(Answered {
+        method: route.method().to_owned(),
+        outcome: reply.message().to_owned(),
+        response,
+    })
+}
+
+/// Reads a body, also one that nobody needs, so that the next request on the connection is found.
+async fn read(body: Incoming) -> Result<Bytes, Refused> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let too_large = || Refused {
+        status: StatusCode::PAYLOAD_TOO_LARGE,
+        reason: format!("the body is larger than {BODY_BYTES_MAX} bytes"),
+    };
+    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return Err(too_large());
+    }
+    match timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(error)) => Err(Refused::bad_request(error)),
+        Err(_) => Err(Refused {
+            status: StatusCode::REQUEST_TIMEOUT,
+            reason: "the body did not arrive in time".into(),
+        }),
+    }
+}
+
+/// Returns true when the body is a form. Go looks for one in these three methods only.
+fn has_form(head: &Parts) -> bool {
+    let content_type = head.headers.get(CONTENT_TYPE);
+    let media_type = content_type
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim();
+    [Method::POST, Method::PUT, Method::PATCH].contains(&head.method)
+        && media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+}
+
+/// Sends the client to the clean form of the path, with its query.
+fn redirect(clean: &str, head: &Parts) -> Result<Answered, Refused> {
+    let mut location = escaped(clean);
+    if let Some(query) = head.uri.query().filter(|query| !query.is_empty()) {
+        location.push('?');
+        location.push_str(&escaped_beyond_ascii(query));
+    }
+    let location_value =
+        HeaderValue::from_str(&location).map_err(|_| Refused::bad_request("bad path"))?;
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(LOCATION, location_value);
+    // For people with a browser; Go writes it for these two methods.
+    if [Method::GET, Method::HEAD].contains(&head.method) {
+        let link = location
+            .replace('&', "&amp;")
+            .replace('"', "&#34;")
+            .replace('\'', "&#39;");
+        let page = format!("<a href=\"{link}\">Temporary Redirect</a>.\n\n");
+        *response.body_mut() = Full::from(page);
+        let content_type = HeaderValue::from_static("text/html; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    Ok(Answered {
+        method: "redirect".into(),
+        outcome: StatusCode::TEMPORARY_REDIRECT.as_str().into(),
+        response,
+    })
+}
+
+/// Escapes what may not stand in the path of a `Location`: a browser takes `/\host` for another host, for one.
+fn escaped(path: &str) -> String {
+    let escape = |byte: u8| byte.is_ascii_alphanumeric() || b"/%-._~!$&'()*+,;=:@".contains(&byte);
+    escape_unless(path, escape)
+}
+
+fn escaped_beyond_ascii(query: &str) -> String {
+    escape_unless(query, |byte| matches!(byte, 0x21..=0x7e))
+}
+
+fn escape_unless(text: &str, is_plain: impl Fn(u8) -> bool) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if is_plain(byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+impl Refused {
+    fn bad_request(reason: impl ToString) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Makes the response; the connection ends with it, because the rest of the request may still be on its way.
+    fn into_answered(self) -> Answered {
+        let mut response = Response::new(Full::from(format!("{}: {}\n", self.status, self.reason)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        let text = HeaderValue::from_static("text/plain; charset=utf-8");
+        headers.insert(CONTENT_TYPE, text);
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        Answered {
+            method: "refused".into(),
+            outcome: format!("{}: {}", self.status.as_str(), self.reason),
+            response,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
