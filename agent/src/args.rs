@@ -1,0 +1,279 @@
+//! What can be asked for: commands, flags and config file keys, with defaults and units.
+//!
+//! [`AgentArgs`] is both the flags of `networkdb agent` and the keys of its config file, so the two cannot drift apart.
+//! A field that was not given is empty; `config` decides what that means.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use networkdb::{NetworkId, NodeId};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// An eventually consistent, gossip-replicated state database. Without a command it runs the demo.
+#[derive(Debug, Parser)]
+#[command(name = "networkdb", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) demo: DemoArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a few real nodes in one process on loopback and shows them agree
+    Demo(DemoArgs),
+    /// Runs a node of a cluster until SIGTERM or Ctrl-C, and then leaves the cluster
+    ///
+    /// Prints one line per listener on stdout; logs go to stderr. SIGHUP reads the config file and the key file again:
+    /// the diagnostic server goes on, off or moves, keys and log level change; everything else waits for a restart. A
+    /// second SIGTERM or Ctrl-C exits at once.
+    Agent(Box<AgentArgs>),
+    /// Prints a key file with a fresh random key of 32 bytes
+    ///
+    /// The agent refuses a key file that others may read, so write it like this: (umask 077; networkdb keygen > FILE)
+    Keygen,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct DemoArgs {
+    /// How many nodes to run
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub(crate) nodes: u16,
+    /// Diagnostic port of the first node, the others count up from it; 0 picks free ones
+    #[arg(long, value_name = "PORT", default_value_t = 2000)]
+    pub(crate) network_diagnostic_port: u16,
+}
+
+/// Flags of `networkdb agent` and, `config` aside, keys of its config file.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct AgentArgs {
+    /// JSON file with the names of these flags as keys, as in {"network-diagnostic-port": 2000}; a flag beats the file
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory that keeps node id, generation and clocks over restarts [default: none, the node is a new one each time]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Name of this node, unique in the cluster [default: the one in the state directory, else random]
+    #[arg(long, value_name = "ID")]
+    pub(crate) node_id: Option<NodeId>,
+    /// Name of this machine [default: the system's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Cluster to belong to; nodes of different clusters refuse each other [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+    /// Address to listen on for gossip [default: 0.0.0.0 with keys or --insecure-gossip, else 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) bind_addr: Option<IpAddr>,
+    /// UDP and TCP port for gossip; 0 picks a free one [default: 7946]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) bind_port: Option<u16>,
+    /// Address that others reach this node at [default: the bound one; for 0.0.0.0 the default route's]
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise_addr: Option<IpAddr>,
+    /// Members to join through, one that answers is enough; tried again until then [default port: 7946]
+    #[arg(long, value_name = "HOST[:PORT],...", value_delimiter = ',')]
+    #[serde(deserialize_with = "join_list")]
+    pub(crate) join: Vec<String>,
+    /// Network to attach to at start; may be given more than once
+    #[arg(long, value_name = "NID")]
+    #[serde(deserialize_with = "network_list")]
+    pub(crate) network: Vec<NetworkId>,
+    /// File with a base64 key of 16, 24 or 32 bytes a line, the first seals and all open; see `networkdb keygen`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Allow gossip in the open on addresses that are not loopback
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) insecure_gossip: Option<bool>,
+    /// Timing: silent deaths are seen within 4 s (default), 2 s (fast), or later on slow links (wan) [default: default]
+    #[arg(long)]
+    pub(crate) preset: Option<Preset>,
+    /// Address of the diagnostic server [default: 127.0.0.1]
+    #[arg(long, value_name = "IP")]
+    pub(crate) diagnostic_addr: Option<IpAddr>,
+    /// Port of the diagnostic server; 0 picks a free one [default: none, the server is off]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) network_diagnostic_port: Option<u16>,
+    /// Least level that is logged [default: info]
+    #[arg(long)]
+    pub(crate) log_level: Option<LogLevel>,
+    /// Form of the log lines [default: text]
+    #[arg(long)]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// Timing of the protocol.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Preset {
+    #[default]
+    Default,
+    Fast,
+    Wan,
+}
+
+/// Least level that is logged.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl AgentArgs {
+    /// Fills what was not given with what `file` says.
+    pub(crate) fn or(self, file: Self) -> Self {
+        fn list<T>(flags: Vec<T>, file: Vec<T>) -> Vec<T> {
+            if flags.is_empty() { file } else { flags }
+        }
+        Self {
+            config: self.config,
+            state_dir: self.state_dir.or(file.state_dir),
+            node_id: self.node_id.or(file.node_id),
+            hostname: self.hostname.or(file.hostname),
+            cluster: self.cluster.or(file.cluster),
+            bind_addr: self.bind_addr.or(file.bind_addr),
+            bind_port: self.bind_port.or(file.bind_port),
+            advertise_addr: self.advertise_addr.or(file.advertise_addr),
+            join: list(self.join, file.join),
+            network: list(self.network, file.network),
+            key_file: self.key_file.or(file.key_file),
+            insecure_gossip: self.insecure_gossip.or(file.insecure_gossip),
+            preset: self.preset.or(file.preset),
+            diagnostic_addr: self.diagnostic_addr.or(file.diagnostic_addr),
+            network_diagnostic_port: self
+                .network_diagnostic_port
+                .or(file.network_diagnostic_port),
+            log_level: self.log_level.or(file.log_level),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+
+    /// Returns the address of the diagnostic server, none when it is off.
+    pub(crate) fn diagnostic(&self) -> Option<std::net::SocketAddr> {
+        let ip = self.diagnostic_addr.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        self.network_diagnostic_port.map(|port| (ip, port).into())
+    }
+}
+
+/// Reads `"a,b"` or `["a", "b"]`.
+fn join_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let members = deserializer.deserialize_any(Texts)?;
+    Ok(members
+        .iter()
+        .flat_map(|text| text.split(','))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Reads `"net1"` or `["net1", "net2"]`; a comma is part of the name.
+fn network_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<NetworkId>, D::Error> {
+    let names = deserializer.deserialize_any(Texts)?;
+    names
+        .into_iter()
+        .map(|name| NetworkId::new(name).map_err(serde::de::Error::custom))
+        .collect()
+}
+
+/// Takes one text or a list of them.
+struct Texts;
+
+impl<'de> Visitor<'de> for Texts {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string or a list of strings")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(vec![text.to_owned()])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut texts = Vec::new();
+        while let Some(text) = items.next_element()? {
+            texts.push(text);
+        }
+        Ok(texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn commands_and_flags_are_well_formed() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_means_the_demo_with_its_flags() {
+        let args = Args::try_parse_from(["networkdb", "--nodes", "5"]).unwrap();
+        assert!(args.command.is_none());
+        assert_eq!(args.demo.nodes, 5);
+        assert_eq!(args.demo.network_diagnostic_port, 2000);
+    }
+
+    #[test]
+    fn every_flag_of_the_agent_is_a_key_of_the_file() {
+        let mut command = Args::command();
+        let agent = command.find_subcommand_mut("agent").unwrap();
+        for flag in agent.get_arguments().filter_map(|arg| arg.get_long()) {
+            let text = format!("{{\"{flag}\": null}}");
+            let error = serde_json::from_str::<AgentArgs>(&text).err();
+            let unknown = error.is_some_and(|error| error.to_string().contains("unknown field"));
+            assert_eq!(unknown, flag == "config", "{flag}");
+        }
+    }
+
+    #[test]
+    fn lists_are_texts_or_lists_and_only_members_split_at_commas() {
+        let text = r#"{"join": "a,b:1", "network": "n,1"}"#;
+        let args: AgentArgs = serde_json::from_str(text).unwrap();
+        assert_eq!(args.join, ["a", "b:1"]);
+        assert_eq!(args.network, [NetworkId::new("n,1").unwrap()]);
+        let text = r#"{"join": ["a", "b"], "network": []}"#;
+        let args: AgentArgs = serde_json::from_str(text).unwrap();
+        assert_eq!(args.join, ["a", "b"]);
+        assert!(args.network.is_empty());
+    }
+
+    #[test]
+    fn insecure_gossip_may_be_taken_back_by_a_flag() {
+        let parse = |flag| {
+            let args = Args::try_parse_from(["networkdb", "agent", flag]).unwrap();
+            let Some(Command::Agent(flags)) = args.command else {
+                panic!("not the agent");
+            };
+            let file = AgentArgs {
+                insecure_gossip: Some(true),
+                ..AgentArgs::default()
+            };
+            flags.or(file).insecure_gossip
+        };
+        assert_eq!(parse("--insecure-gossip"), Some(true));
+        assert_eq!(parse("--insecure-gossip=false"), Some(false));
+    }
+}

@@ -1,0 +1,53 @@
+//! Where log lines go: stderr, in one of two forms, from a level that may change while the program runs.
+
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use crate::args::{LogFormat, LogLevel};
+
+/// Changes the level of the running log.
+#[derive(Debug)]
+pub(crate) struct Log(reload::Handle<LevelFilter, Registry>);
+
+impl Log {
+    /// Starts to log; call it once.
+    pub(crate) fn start(level: LogLevel, format: LogFormat) -> Self {
+        let (filter, handle) = reload::Layer::new(level.into());
+        // A reader of stderr that is gone must not end the program, and the layer would report it with a panicking macro.
+        let lines = fmt::layer()
+            .with_writer(std::io::stderr)
+            .log_internal_errors(false);
+        let lines = match format {
+            LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+            LogFormat::Json => lines.json().boxed(),
+        };
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(lines)
+            .init();
+        Self(handle)
+    }
+
+    /// Logs from another level on.
+    pub(crate) fn set_level(&self, level: LogLevel) {
+        self.0
+            .reload(LevelFilter::from(level))
+            .expect("the subscriber is global and lives as long as the program");
+    }
+}
+
+impl From<LogLevel> for LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+            LogLevel::Trace => Self::TRACE,
+        }
+    }
+}
