@@ -1,0 +1,449 @@
+//! Real processes that fail, return, leave, are refused, are shouted at, and are told to change.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use testkit::e2e::agent::Agent;
+use testkit::e2e::http;
+use testkit::e2e::process::{
+    Process, SOON, Signal, binary, note, now, stays, until, write_key_file,
+};
+
+/// The table of all tests, with its network.
+const TABLE: (&str, &str) = ("net1", "table1");
+
+/// How long nothing must happen in a test that says so.
+const CALM: Duration = Duration::from_secs(2);
+
+/// A silent death is not detected sooner than this with the default preset, so what is faster was a farewell.
+const FAREWELL_MAX: Duration = Duration::from_secs(2);
+
+/// How much memory noise may cost.
+const NOISE_BYTES_MAX: u64 = 10 << 20;
+
+#[test]
+fn killed_agent_returns_under_its_node_id() -> Result<()> {
+    kill_and_restart(|_, agent| {
+        let port = agent.map_or(0, |agent| agent.gossip.port()).to_string();
+        ["--node-id", "n3", "--bind-port", &port].map(str::to_owned)
+    })
+}
+
+#[test]
+fn killed_agent_returns_with_its_state_directory() -> Result<()> {
+    kill_and_restart(|dir, _| {
+        let dir = dir.join("state").to_string_lossy().into_owned();
+        ["--state-dir", &dir, "--bind-port", "0"].map(str::to_owned)
+    })
+}
+
+#[test]
+fn terminated_agent_takes_its_entries_along_at_once() -> Result<()> {
+    let mut agents = attached(3, &[])?;
+    let mut leaver = agents.pop().context("three were started")?;
+    leaver.create(TABLE, "key", "value")?;
+    for agent in &agents {
+        agent.shows(TABLE, &[("key", "value")])?;
+    }
+    let start = now();
+    leaver.process.signal(Signal::TERM)?;
+    for agent in &agents {
+        agent.shows(TABLE, &[])?;
+        members(agent, &["n1", "n2"])?;
+    }
+    let gone = start.elapsed();
+    ensure!(leaver.process.exit_code()? == Some(0));
+    ensure!(gone < FAREWELL_MAX, "it took {gone:?}");
+    note(&format!("SIGTERM to entries and member gone: {gone:.0?}"));
+    Ok(())
+}
+
+#[test]
+fn clusters_with_different_keys_never_merge() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
+    write_key_file(&ours)?;
+    write_key_file(&theirs)?;
+    let agents = attached(2, &["--key-file", &ours.to_string_lossy()])?;
+    refused_stranger(&agents, &["--key-file", &theirs.to_string_lossy()])
+}
+
+#[test]
+fn agent_without_keys_learns_nothing_from_a_cluster_with_keys() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys");
+    write_key_file(&keys)?;
+    let agents = attached(2, &["--key-file", &keys.to_string_lossy()])?;
+    refused_stranger(&agents, &[])
+}
+
+#[test]
+fn clusters_with_different_names_never_merge() -> Result<()> {
+    let agents = attached(2, &["--cluster", "blue"])?;
+    refused_stranger(&agents, &["--cluster", "green"])
+}
+
+#[test]
+fn random_bytes_change_nothing_with_keys() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys");
+    write_key_file(&keys)?;
+    random_bytes_change_nothing(&["--key-file", &keys.to_string_lossy()])
+}
+
+#[test]
+fn random_bytes_change_nothing_without_keys() -> Result<()> {
+    random_bytes_change_nothing(&[])
+}
+
+#[test]
+fn hangup_turns_diagnostics_on_moves_them_and_turns_them_off() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("config.json");
+    let path = config.to_string_lossy();
+    fs::write(&config, "{}")?;
+    let args = ["agent", "--bind-port", "0", "--config", &path];
+    let mut process = Process::start(&args)?;
+    process.line("gossip listening on ", 1)?;
+
+    let reload = |process: &Process, text: &str| -> Result<()> {
+        fs::write(&config, text)?;
+        process.signal(Signal::HUP)
+    };
+    let listening = |process: &mut Process, count| -> Result<SocketAddr> {
+        let addr = process.line("diagnostic server listening on ", count)?;
+        Ok(addr.parse()?)
+    };
+    reload(&process, r#"{"network-diagnostic-port": 0}"#)?;
+    let first = listening(&mut process, 1)?;
+    process.logged(&starting(first), 1)?;
+    ensure!(http::get(first, "/ready")?.body == "OK\nOK");
+
+    reload(
+        &process,
+        r#"{"network-diagnostic-port": 0, "diagnostic-addr": "127.0.0.2"}"#,
+    )?;
+    let second = listening(&mut process, 2)?;
+    process.logged("Disabling the diagnostic server", 1)?;
+    process.logged(&starting(second), 1)?;
+    ensure!(second.ip() == Ipv4Addr::new(127, 0, 0, 2));
+    ensure!(http::get(second, "/ready")?.body == "OK\nOK");
+    until("the old listener to close", SOON, || Ok(is_closed(first)))?;
+
+    reload(&process, r#"{"network-diagnostic-prot": 1}"#)?;
+    process.logged("network-diagnostic-prot", 1)?;
+    ensure!(http::get(second, "/ready")?.body == "OK\nOK");
+
+    reload(&process, "{}")?;
+    process.logged("Disabling the diagnostic server", 2)?;
+    until("the listener to close", SOON, || Ok(is_closed(second)))?;
+    process.signal(Signal::TERM)?;
+    ensure!(process.exit_code()? == Some(0));
+    Ok(())
+}
+
+#[test]
+fn hangup_changes_keys_without_loss() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let [keys, new] = ["keys", "new"].map(|name| dir.path().join(name));
+    write_key_file(&keys)?;
+    write_key_file(&new)?;
+    let agents = attached(2, &["--key-file", &keys.to_string_lossy()])?;
+    let (old_text, new_text) = (fs::read_to_string(&keys)?, fs::read_to_string(&new)?);
+    for (round, text) in [
+        old_text.clone() + &new_text,
+        new_text.clone() + &old_text,
+        new_text,
+    ]
+    .iter()
+    .enumerate()
+    {
+        fs::write(&keys, text)?;
+        for agent in &agents {
+            agent.process.signal(Signal::HUP)?;
+            agent.process.logged("keys changed", round + 1)?;
+        }
+        let key = format!("round{round}");
+        agents[0].create(TABLE, &key, "value")?;
+        until("the write of the round", SOON, || {
+            Ok(agents[1].table(TABLE)?.contains_key(&key))
+        })?;
+    }
+    let join = agents[0].gossip.to_string();
+    let new = new.to_string_lossy();
+    let late = Agent::start(
+        "n3",
+        &["--network", TABLE.0, "--join", &join, "--key-file", &new],
+    )?;
+    members(&agents[1], &["n1", "n2", "n3"])?;
+    until("all entries", SOON, || Ok(late.table(TABLE)?.len() == 3))?;
+    Ok(())
+}
+
+#[test]
+fn agent_outlives_the_readers_of_its_output() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let config = dir.path().join("config.json");
+    fs::write(&config, "{}")?;
+    let mut child = Command::new(binary()?)
+        .args([
+            "agent",
+            "--bind-port",
+            "0",
+            "--network-diagnostic-port",
+            "0",
+        ])
+        .arg("--config")
+        .arg(&config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    drop(child.stderr.take());
+    let mut lines = BufReader::new(child.stdout.take().context("stdout is piped")?).lines();
+    let addr = lines
+        .find_map(|line| {
+            let addr = line
+                .ok()?
+                .strip_prefix("diagnostic server listening on ")?
+                .parse();
+            addr.ok()
+        })
+        .context("a listener line")?;
+    drop(lines);
+    let outcome = (|| {
+        // The move says so on both of the closed pipes.
+        fs::write(&config, r#"{"diagnostic-addr": "127.0.0.2"}"#)?;
+        kill(child.id(), Signal::HUP)?;
+        until("the old listener to close", SOON, || Ok(is_closed(addr)))?;
+        ensure!(child.try_wait()?.is_none(), "the agent ended");
+        kill(child.id(), Signal::TERM)?;
+        until("the agent to end", SOON, || Ok(child.try_wait()?.is_some()))
+    })();
+    // Fails only when it has ended.
+    drop(child.kill());
+    outcome?;
+    ensure!(child.wait()?.code() == Some(0));
+    Ok(())
+}
+
+#[test]
+fn demo_shows_entries_on_all_nodes_and_ends_on_interrupt() -> Result<()> {
+    let mut demo = Process::start(&["demo", "--network-diagnostic-port", "0"])?;
+    let mut addrs: Vec<SocketAddr> = Vec::new();
+    for count in 1..=3 {
+        demo.line("gossip listening on ", count)?;
+        addrs.push(
+            demo.line("diagnostic server listening on ", count)?
+                .parse()?,
+        );
+    }
+    let target = "/gettable?nid=demo&tname=greetings&unsafe";
+    let mut ready = Duration::ZERO;
+    for addr in &addrs {
+        ready += until("three entries on each node", SOON, || {
+            let table = http::get(*addr, target)?.body;
+            Ok(table.starts_with("OK\ntotal entries: 3\n"))
+        })?;
+        let members = http::get(*addr, "/clusterpeers")?.body;
+        ensure!(members.starts_with("OK\ntotal entries: 3\n"), "{members}");
+    }
+    note(&format!(
+        "demo: last listener line to entries on all nodes: {ready:.0?}"
+    ));
+
+    let created = "/createentry?nid=demo&tname=greetings&unsafe&key=mine&value=written+on+one";
+    ensure!(http::get(addrs[0], created)?.body == "OK");
+    until("the entry on the second node", SOON, || {
+        let table = http::get(addrs[1], target)?.body;
+        Ok(table.contains("k:`mine` -> v:`written on one`"))
+    })?;
+    demo.line("members 3 3 3, entries 4 4 4: all equal", 1)?;
+
+    let start = now();
+    demo.signal(Signal::INT)?;
+    ensure!(demo.exit_code()? == Some(0));
+    note(&format!("demo: Ctrl-C to exit: {:.0?}", start.elapsed()));
+    Ok(())
+}
+
+/// Kills one of three agents, looks what the others make of it, and starts it again with the same arguments.
+fn kill_and_restart(identity: impl Fn(&Path, Option<&Agent>) -> [String; 4]) -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let agents = attached(2, &[])?;
+    let join = agents[0].gossip.to_string();
+    let start = |killed: Option<&Agent>| -> Result<Agent> {
+        let identity = identity(dir.path(), killed);
+        let mut args: Vec<_> = identity.iter().map(String::as_str).collect();
+        args.extend(["--network", "net1", "--join", &join]);
+        Agent::start_unnamed("", &args)
+    };
+    let killed = start(None)?;
+    killed.create(TABLE, "before", "value")?;
+    for agent in &agents {
+        agent.shows(TABLE, &[("before", "value")])?;
+    }
+    let id = agents[0].members()?;
+    killed.process.signal(Signal::KILL)?;
+    let killing = now();
+    for agent in &agents {
+        agent.shows(TABLE, &[])?;
+        members(agent, &["n1", "n2"])?;
+    }
+    note(&format!(
+        "kill -9 to entries hidden and member dropped: {:.1?}",
+        killing.elapsed()
+    ));
+
+    let returned = start(Some(&killed))?;
+    let returning = now();
+    for agent in agents.iter().chain([&returned]) {
+        until("the member to be back", SOON, || Ok(agent.members()? == id))?;
+    }
+    note(&format!(
+        "restart to member again: {:.1?}",
+        returning.elapsed()
+    ));
+    returned.create(TABLE, "after", "value")?;
+    for agent in &agents {
+        until("the new write", SOON, || {
+            Ok(agent.table(TABLE)?.contains_key("after"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Starts an agent that the others must not let in, and looks at both sides for a while.
+fn refused_stranger(agents: &[Agent], args: &[&str]) -> Result<()> {
+    agents[0].create(TABLE, "secret", "value")?;
+    let mut args = args.to_vec();
+    let join = agents[0].gossip.to_string();
+    args.extend(["--network", "net1", "--join", &join]);
+    let stranger = Agent::start("stranger", &args)?;
+    stranger.create(TABLE, "foreign", "value")?;
+    stranger.process.logged("no member answers", 1)?;
+    stays("the clusters are apart", CALM, || {
+        let apart = stranger.members()? == ["stranger"] && stranger.table(TABLE)?.len() == 1;
+        let untouched = agents.iter().all(|agent| {
+            let table = agent.table(TABLE);
+            agent.members().is_ok_and(|members| members == ["n1", "n2"])
+                && table.is_ok_and(|table| !table.contains_key("foreign"))
+        });
+        Ok(apart && untouched)
+    })?;
+    agents[0].process.logged("refused", 1)?;
+    let log = agents[0].process.log();
+    let refusals: Vec<_> = log.iter().filter(|line| line.contains("refused")).collect();
+    ensure!(refusals.len() == 1, "logged more than once: {refusals:#?}");
+    Ok(())
+}
+
+/// Sends random bytes to every listener of an agent and looks at what it remembers and costs.
+fn random_bytes_change_nothing(args: &[&str]) -> Result<()> {
+    let agents = attached(2, args)?;
+    for index in 0..100 {
+        agents[1].create(TABLE, &format!("key{index}"), "value")?;
+    }
+    until("the entries", SOON, || {
+        Ok(agents[0].table(TABLE)?.len() == 100)
+    })?;
+    let table = agents[0].table(TABLE)?;
+    let before = agents[0].process.resident_bytes()?;
+    let sent = shout(&agents[0])?;
+    for agent in &agents {
+        members(agent, &["n1", "n2"])?;
+        ensure!(agent.table(TABLE)? == table, "{} differs", agent.id);
+    }
+    let grown = agents[0].process.resident_bytes()?.saturating_sub(before);
+    note(&format!(
+        "{sent} random packets and streams: memory grew by {} kB",
+        grown >> 10
+    ));
+    ensure!(grown < NOISE_BYTES_MAX, "memory grew by {grown} bytes");
+    let panics = agents[0].process.log().join("\n").contains("panicked");
+    ensure!(!panics, "{:#?}", agents[0].process.log());
+    agents[0].create(TABLE, "later", "value")?;
+    until("a write after the noise", SOON, || {
+        Ok(agents[1].table(TABLE)?.contains_key("later"))
+    })?;
+    Ok(())
+}
+
+/// Sends random bytes for a few seconds and returns how many packets and streams they made.
+///
+/// `TESTKIT_NOISE_SECONDS` says for how long.
+fn shout(agent: &Agent) -> Result<usize> {
+    let seconds = std::env::var("TESTKIT_NOISE_SECONDS").unwrap_or_else(|_| "3".to_owned());
+    let time = Duration::from_secs(seconds.parse().context("TESTKIT_NOISE_SECONDS")?);
+    let mut rng = StdRng::seed_from_u64(1);
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let mut sent = 0;
+    let start = now();
+    while start.elapsed() < time {
+        for _ in 0..50 {
+            let packet = noise(&mut rng, 1_500);
+            sent += usize::from(socket.send_to(&packet, agent.gossip).is_ok());
+        }
+        for addr in [agent.gossip, agent.diagnostic] {
+            let mut stream = TcpStream::connect(addr)?;
+            stream.set_write_timeout(Some(SOON))?;
+            // The agent may hang up in the middle, and should.
+            sent += usize::from(stream.write_all(&noise(&mut rng, 5_000)).is_ok());
+        }
+    }
+    Ok(sent)
+}
+
+/// Makes random bytes; half of them begin like something that is known.
+fn noise(rng: &mut StdRng, bytes_max: usize) -> Vec<u8> {
+    let mut bytes = vec![0; rng.random_range(0..bytes_max)];
+    rng.fill_bytes(&mut bytes);
+    if let Some(first) = bytes.first_mut()
+        && rng.random()
+    {
+        *first = rng.random_range(0..4);
+    }
+    bytes
+}
+
+/// Starts agents that are attached to the network of the table and know that of each other.
+fn attached(count: usize, args: &[&str]) -> Result<Vec<Agent>> {
+    let mut args = args.to_vec();
+    args.extend(["--network", TABLE.0]);
+    let agents = Agent::start_chain(count, &args)?;
+    for agent in &agents {
+        until("all agents to be attached", SOON, || {
+            Ok(agent.peers(TABLE.0)?.len() == count)
+        })?;
+    }
+    Ok(agents)
+}
+
+/// Waits until an agent lists exactly these members.
+fn members(agent: &Agent, ids: &[&str]) -> Result<Duration> {
+    let what = format!("{} to list {ids:?}", agent.id);
+    until(&what, SOON, || Ok(agent.members()? == ids))
+}
+
+/// Returns the log line of a diagnostic server that goes on.
+fn starting(addr: SocketAddr) -> String {
+    let port = addr.port();
+    format!("Starting the diagnostic server listening on {port} for commands")
+}
+
+/// Tells whether nobody listens.
+fn is_closed(addr: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&addr, SOON).is_err()
+}
+
+/// Sends a signal to a process.
+fn kill(id: u32, signal: Signal) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(id)?).context("an id")?;
+    Ok(rustix::process::kill_process(pid, signal)?)
+}

@@ -1,0 +1,309 @@
+//! Nodes with real sockets in one process, on loopback.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use networkdb::engine::TableChange;
+use networkdb::node::{NetworkDb, NodeConfig, ReadError, StartError, WatchEvent, WatchFilter};
+use networkdb::{Config, GossipKey, Key, Keyring, NetworkId, NodeId, TableName};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn network() -> NetworkId {
+    NetworkId::new("net").expect("a valid name")
+}
+
+fn table() -> TableName {
+    TableName::new("table").expect("a valid name")
+}
+
+fn key(name: &str) -> Key {
+    Key::new(name).expect("a valid name")
+}
+
+fn config() -> NodeConfig {
+    NodeConfig {
+        bind: ([127, 0, 0, 1], 0).into(),
+        ..NodeConfig::default()
+    }
+}
+
+fn keyring(seed: u64) -> Keyring {
+    Keyring::new(GossipKey::generate(&mut StdRng::seed_from_u64(seed)))
+}
+
+async fn start(config: NodeConfig) -> NetworkDb {
+    NetworkDb::start(config).await.expect("the node starts")
+}
+
+fn addr(node: &NetworkDb) -> String {
+    node.gossip_addr().to_string()
+}
+
+async fn pair(with: NodeConfig) -> (NetworkDb, NetworkDb) {
+    let first = start(with.clone()).await;
+    let second = start(with).await;
+    second
+        .join(&[addr(&first)])
+        .await
+        .expect("the first answers");
+    for node in [&first, &second] {
+        node.join_network(&network()).await.expect("not joined yet");
+    }
+    (first, second)
+}
+
+async fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"));
+}
+
+#[tokio::test]
+async fn a_write_is_readable_at_once_here_and_soon_there() {
+    let (first, second) = pair(config()).await;
+    let (network, table, key) = (network(), table(), key("k"));
+    first
+        .create_entry(&network, &table, &key, "v")
+        .await
+        .unwrap();
+    assert_eq!(first.entry(&network, &table, &key).unwrap().value, "v");
+    wait_for("the entry", || second.entry(&network, &table, &key).is_ok()).await;
+    let entry = second.entry(&network, &table, &key).unwrap();
+    assert_eq!(&entry.owner, first.id());
+    second.delete_entry(&network, &table, &key).await.unwrap();
+    wait_for("the delete", || {
+        first.entry(&network, &table, &key) == Err(ReadError::Deleted)
+    })
+    .await;
+    assert_eq!(first.digest(&network), second.digest(&network));
+}
+
+#[tokio::test]
+async fn a_watch_is_a_snapshot_and_then_every_change() {
+    let (first, second) = pair(config()).await;
+    let (network, table) = (network(), table());
+    first
+        .create_entry(&network, &table, &key("a"), "1")
+        .await
+        .unwrap();
+    let mut watch = first.watch(WatchFilter::default()).await.unwrap();
+    let expect = |name: &str, previous: Option<&'static str>, value: Option<&'static str>| {
+        let bytes = |text: &'static str| Bytes::from_static(text.as_bytes());
+        WatchEvent::Change(TableChange {
+            network: network.clone(),
+            table: table.clone(),
+            key: key(name),
+            previous: previous.map(bytes),
+            value: value.map(bytes),
+        })
+    };
+    assert_eq!(watch.next().await, Some(expect("a", None, Some("1"))));
+    first
+        .update_entry(&network, &table, &key("a"), "2")
+        .await
+        .unwrap();
+    assert_eq!(watch.next().await, Some(expect("a", Some("1"), Some("2"))));
+    second
+        .create_entry(&network, &table, &key("b"), "3")
+        .await
+        .unwrap();
+    assert_eq!(watch.next().await, Some(expect("b", None, Some("3"))));
+    first
+        .delete_entry(&network, &table, &key("a"))
+        .await
+        .unwrap();
+    assert_eq!(watch.next().await, Some(expect("a", Some("2"), None)));
+    second.close().await;
+    assert_eq!(watch.next().await, Some(expect("b", Some("3"), None)));
+    first.close().await;
+    assert_eq!(watch.next().await, None);
+}
+
+#[tokio::test]
+async fn values_larger_than_a_datagram_arrive() {
+    let (first, second) = pair(config()).await;
+    let (network, table) = (network(), table());
+    for (name, bytes) in [("small", 1), ("packet", 1_400), ("large", 64 * 1_024)] {
+        let value = vec![7_u8; bytes];
+        first
+            .create_entry(&network, &table, &key(name), value.clone())
+            .await
+            .unwrap();
+        wait_for(name, || {
+            second
+                .entry(&network, &table, &key(name))
+                .is_ok_and(|entry| entry.value == value)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn sealed_nodes_replicate_and_strangers_stay_out() {
+    let with_keys = NodeConfig {
+        keyring: Some(keyring(1)),
+        ..config()
+    };
+    let (first, second) = pair(with_keys.clone()).await;
+    let (network, table, key) = (network(), table(), key("k"));
+    first
+        .create_entry(&network, &table, &key, "v")
+        .await
+        .unwrap();
+    wait_for("the entry", || second.entry(&network, &table, &key).is_ok()).await;
+    let other_cluster = NodeConfig {
+        protocol: Config {
+            cluster: "other".to_owned(),
+            ..Config::lan()
+        },
+        ..with_keys
+    };
+    let other_key = NodeConfig {
+        keyring: Some(keyring(2)),
+        ..config()
+    };
+    for (stranger, reason) in [
+        (
+            config(),
+            "the other node has gossip keys and this one has none",
+        ),
+        (
+            other_key,
+            "the other node uses a gossip key that this one does not have",
+        ),
+        (other_cluster, "the other node belongs to another cluster"),
+    ] {
+        let stranger = start(stranger).await;
+        let refused = stranger.join(&[addr(&first)]).await.unwrap_err();
+        assert_eq!(refused.failures[0].reason, reason);
+        assert_eq!(stranger.cluster_peers().len(), 1);
+    }
+    assert_eq!(first.cluster_peers().len(), 2);
+}
+
+#[tokio::test]
+async fn keys_are_rotated_under_traffic_without_loss() {
+    let (old, new) = (keyring(1), keyring(2));
+    let line = |ring: &Keyring| ring.primary().to_base64();
+    let both = |a: &Keyring, b: &Keyring| {
+        Keyring::parse(&format!("{}\n{}", line(a), line(b))).expect("two keys")
+    };
+    let with_keys = NodeConfig {
+        keyring: Some(old.clone()),
+        ..config()
+    };
+    let (first, second) = pair(with_keys).await;
+    let (network, table) = (network(), table());
+    let steps = [both(&old, &new), both(&new, &old), new];
+    for (step, ring) in steps.into_iter().enumerate() {
+        first.set_keyring(ring.clone()).await.unwrap();
+        first
+            .create_entry(&network, &table, &key(&format!("a{step}")), "v")
+            .await
+            .unwrap();
+        second
+            .create_entry(&network, &table, &key(&format!("b{step}")), "v")
+            .await
+            .unwrap();
+        second.set_keyring(ring).await.unwrap();
+    }
+    wait_for("all entries on both", || {
+        first.table(&network, &table).len() == 6 && second.table(&network, &table).len() == 6
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn closing_tells_the_others_and_frees_the_port() {
+    let (first, second) = pair(config()).await;
+    let (network, table, key) = (network(), table(), key("k"));
+    second
+        .create_entry(&network, &table, &key, "v")
+        .await
+        .unwrap();
+    wait_for("the entry", || first.entry(&network, &table, &key).is_ok()).await;
+    let bound = second.gossip_addr();
+    second.close().await;
+    wait_for("the entry to go", || {
+        first.entry(&network, &table, &key).is_err()
+    })
+    .await;
+    assert_eq!(first.cluster_peers().len(), 1);
+    let again = NodeConfig {
+        bind: bound,
+        ..config()
+    };
+    assert_eq!(start(again).await.gossip_addr(), bound);
+}
+
+#[tokio::test]
+async fn a_node_that_left_may_join_again() {
+    let (first, second) = pair(config()).await;
+    second.leave().await.unwrap();
+    assert_eq!(second.cluster_peers().len(), 1);
+    assert_eq!(second.networks(), []);
+    wait_for("the member to go", || first.cluster_peers().len() == 1).await;
+    second.join(&[addr(&first)]).await.unwrap();
+    wait_for("the member to be back", || first.cluster_peers().len() == 2).await;
+    second.join_network(&network()).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_state_directory_keeps_the_id_and_raises_the_generation() {
+    let dir = tempfile::tempdir().unwrap();
+    let with_state = NodeConfig {
+        state_dir: Some(dir.path().to_owned()),
+        ..config()
+    };
+    let first = start(with_state.clone()).await;
+    let id = first.id().clone();
+    let locked = NetworkDb::start(with_state.clone()).await.unwrap_err();
+    assert!(locked.to_string().contains("locked"), "{locked}");
+    first.close().await;
+    let second = start(with_state.clone()).await;
+    assert_eq!(second.id(), &id);
+    second.close().await;
+    let other = NodeConfig {
+        node_id: Some(NodeId::new("other").unwrap()),
+        ..with_state
+    };
+    let refused = NetworkDb::start(other).await.unwrap_err();
+    assert!(matches!(refused, StartError::OtherNode { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn plain_gossip_beyond_loopback_is_refused_with_advice() {
+    let open = NodeConfig {
+        bind: ([0, 0, 0, 0], 0).into(),
+        ..config()
+    };
+    let refused = NetworkDb::start(open).await.unwrap_err().to_string();
+    assert!(refused.contains("set gossip keys"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_and_an_unknown_host_are_named() {
+    let node = start(config()).await;
+    let taken = NodeConfig {
+        bind: node.gossip_addr(),
+        ..config()
+    };
+    let refused = NetworkDb::start(taken).await.unwrap_err().to_string();
+    assert!(refused.contains(&addr(&node)), "{refused}");
+    let lost = NodeConfig {
+        join: vec!["no.such.host.invalid".to_owned()],
+        ..config()
+    };
+    let refused = NetworkDb::start(lost).await.unwrap_err().to_string();
+    assert!(refused.contains("no.such.host.invalid"), "{refused}");
+    let nobody = node.join(&["127.0.0.1:1".to_owned()]).await.unwrap_err();
+    assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
+}
