@@ -116,7 +116,7 @@ pub enum Output {
         /// True when it said so itself.
         left: bool,
     },
-    /// [`Engine::persistent`] has changed and should be stored.
+    /// [`super::Engine::persistent`] has changed and should be stored.
     Persist,
 }
 
