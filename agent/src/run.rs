@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use networkdb::node::{NetworkDb, StartError};
-use networkdb::{Keyring, NetworkId};
+use networkdb::{Keyring, NetworkError, NetworkId};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
@@ -52,8 +52,17 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
         log,
         keyring,
     };
-    while signals.next().await == Request::Reload {
-        agent.reload(flags).await;
+    loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Reload => agent.reload(flags).await,
+                Request::Stop => break,
+            },
+            reason = agent.db.stopped() => {
+                agent.diagnostics.stop().await;
+                return reason.map_or(Ok(()), |reason| Err(reason.into()));
+            }
+        }
     }
     tokio::select! {
         () = agent.stop() => Ok(()),
@@ -129,8 +138,10 @@ async fn enter(db: NetworkDb, members: Vec<String>, networks: Vec<NetworkId>) {
 /// Attaches to the networks of the command line.
 async fn attach(db: NetworkDb, networks: Vec<NetworkId>) {
     for network in networks {
-        if let Err(error) = db.join_network(&network).await {
-            error!(%network, %error, "network not joined");
+        match db.join_network(&network).await {
+            // A resumed run is attached already.
+            Ok(()) | Err(NetworkError::AlreadyAttached { .. }) => {}
+            Err(error) => error!(%network, %error, "network not joined"),
         }
     }
 }

@@ -68,6 +68,36 @@ pub struct Config {
     pub networks_max: usize,
     /// Nodes remembered, dead ones included. Default 16 Ki.
     pub nodes_max: usize,
+    /// Rules that are left out, so that the simulator can show what each of them is for. Never set this elsewhere.
+    /// Default none.
+    pub left_out: Vec<Rule>,
+}
+
+/// A rule of the data model that can be left out; see [`Config::left_out`].
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Rule {
+    /// What an ended attachment wrote stays as stubs until it expires.
+    Stubs,
+    /// Live entries of this node that it does not hold are answered with a tombstone.
+    Veto,
+    /// A refutation keeps the time of what it refutes.
+    RefuteAtOwnTime,
+    /// Live entries beaten by a record of an earlier run of this node are written anew.
+    Reissue,
+    /// Records about this node that are above its own are answered.
+    SelfRefutation,
+    /// A dead record in the last sixth of its life is neither sent nor accepted.
+    LastSixth,
+    /// A dead record in its last sixth that meets an older live one is renewed.
+    Renewal,
+    /// What belongs to unknown nodes expires.
+    UnknownExpires,
+    /// A restart with state goes on under the same stamps, and takes its own entries as found for a while.
+    TakeAsFound,
+    /// Join answers carry the clocks.
+    JoinClocks,
+    /// A live entry with a higher stamp proves the attachment.
+    ProvenAttachment,
 }
 
 /// Why a [`Config`] was refused.
@@ -91,6 +121,14 @@ impl std::ops::Deref for CheckedConfig {
 
     fn deref(&self) -> &Config {
         &self.0
+    }
+}
+
+impl CheckedConfig {
+    /// Whether a rule is kept, as all are but in simulations that show what it is for.
+    #[must_use]
+    pub fn keeps(&self, rule: Rule) -> bool {
+        !self.0.left_out.contains(&rule)
     }
 }
 
@@ -137,6 +175,7 @@ impl Config {
             tables_max: 1_024,
             networks_max: 16 << 10,
             nodes_max: 16 << 10,
+            left_out: Vec::new(),
         }
     }
 

@@ -70,6 +70,8 @@ pub struct Stats {
     pub reaped: u64,
     /// Members this node has seen fail.
     pub members_failed: u64,
+    /// Probes that this node began late because it was not running.
+    pub timers_late: u64,
     /// Errors of the failure detector that are no failure of a member.
     pub swim_errors: u64,
 }

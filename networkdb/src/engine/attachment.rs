@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use super::broadcast::{Class, Scope, Subject};
 use super::event::{AttachmentRecord, Digest};
-use super::{Engine, Output, Roster};
-use crate::id::{NetworkId, NodeId, Stamp};
+use super::{Engine, Output, Roster, Rule};
+use crate::id::{LamportTime, NetworkId, NodeId, Stamp};
 use crate::wire::Message;
 
 /// Why a network was not joined or left. State is unchanged in every case.
@@ -50,9 +50,11 @@ pub enum NetworkError {
 pub(crate) struct Attachment {
     pub stamp: Stamp,
     pub left: bool,
-    pub time: crate::id::LamportTime,
+    pub time: LamportTime,
     /// The engine's millisecond at which a dead record expires.
     pub expires: Option<u64>,
+    /// In the last sixth of its life.
+    pub is_faded: bool,
 }
 
 /// All known attachments.
@@ -82,6 +84,16 @@ impl Attachments {
         self.digest
     }
 
+    /// Lists the attachments for which something holds.
+    fn find(&self, holds: impl Fn(&Attachment) -> bool) -> Vec<(NetworkId, NodeId)> {
+        let mut found = Vec::new();
+        for (network, nodes) in &self.networks {
+            let matching = nodes.iter().filter(|(_, known)| holds(known));
+            found.extend(matching.map(|(node, _)| (network.clone(), node.clone())));
+        }
+        found
+    }
+
     /// Takes a record if it is newer than what is known.
     fn apply(&mut self, record: &AttachmentRecord, expires: Option<u64>) -> bool {
         let known = self
@@ -97,6 +109,7 @@ impl Attachments {
             left: record.left,
             time: record.time,
             expires,
+            is_faded: false,
         };
         self.networks
             .entry(record.network.clone())
@@ -113,7 +126,9 @@ impl Attachments {
         let Some(nodes) = self.networks.get_mut(network) else {
             return;
         };
-        if let Some(known) = nodes.remove(node) {
+        if let Some(known) = nodes.remove(node)
+            && !known.is_faded
+        {
             self.digest = self.digest.minus(record(network, node, &known, 0).digest());
         }
         if nodes.is_empty() {
@@ -127,6 +142,24 @@ impl Attachments {
         }
     }
 
+    /// Takes a record out of the digest, or in again with a new expiry.
+    fn set_faded(&mut self, network: &NetworkId, node: &NodeId, renewed: Option<u64>) {
+        let nodes = self.networks.get_mut(network);
+        let Some(known) = nodes.and_then(|nodes| nodes.get_mut(node)) else {
+            return;
+        };
+        if known.is_faded == renewed.is_none() {
+            return;
+        }
+        known.is_faded = renewed.is_none();
+        known.expires = renewed.or(known.expires);
+        let digest = record(network, node, known, 0).digest();
+        self.digest = match renewed {
+            Some(_) => self.digest.plus(digest),
+            None => self.digest.minus(digest),
+        };
+    }
+
     /// All attachments, or those of one network, as records to be sent.
     pub(crate) fn export(&self, only: Option<&NetworkId>, now: u64) -> Vec<AttachmentRecord> {
         self.networks
@@ -135,7 +168,7 @@ impl Attachments {
             .flat_map(|(network, nodes)| {
                 nodes
                     .iter()
-                    .filter(|(_, known)| known.expires.is_none_or(|at| at > now))
+                    .filter(|(_, known)| !known.is_faded && known.expires.is_none_or(|at| at > now))
                     .map(move |(node, known)| record(network, node, known, now))
             })
             .collect()
@@ -176,22 +209,29 @@ impl Engine {
             });
         }
         self.open_network(network);
-        let time = self.network_clock.tick();
-        let record = AttachmentRecord {
-            network: network.clone(),
-            node: self.me.clone(),
-            stamp: Stamp {
-                generation: self.generation,
-                joined: time,
-            },
-            left: false,
-            time,
-            residual: None,
+        let stamp = Stamp {
+            generation: self.generation,
+            joined: self.network_clock.tick(),
         };
-        self.take_own_attachment(&record, now);
+        self.write_attachment(network, stamp, false, now);
         self.start_first_sync(network, now);
         self.settle(now);
         Ok(())
+    }
+
+    /// Goes on with the attachments of a run that is resumed: same stamps, attached at once.
+    pub(crate) fn resume(&mut self, attachments: &[(NetworkId, LamportTime)], now: Instant) {
+        for (network, joined) in attachments {
+            self.open_network(network);
+            if let Some(local) = self.networks.get_mut(network) {
+                local.is_resumed = self.config.keeps(Rule::TakeAsFound);
+            }
+            let stamp = Stamp {
+                generation: self.generation,
+                joined: *joined,
+            };
+            self.write_attachment(network, stamp, false, now);
+        }
     }
 
     /// Leaves a network: this node's entries end everywhere, and it drops what it held of others.
@@ -204,33 +244,47 @@ impl Engine {
         if known.left {
             return Ok(());
         }
-        let record = AttachmentRecord {
-            network: network.clone(),
-            node: self.me.clone(),
-            stamp: known.stamp,
-            left: true,
-            time: self.network_clock.tick(),
-            residual: Some(self.config.reap_interval),
-        };
+        let stamp = known.stamp;
         self.close_network(network);
         self.drop_pushes_of(network);
-        self.take_own_attachment(&record, now);
+        self.write_leave(network, stamp, now);
         self.settle(now);
         Ok(())
     }
 
-    fn take_own_attachment(&mut self, record: &AttachmentRecord, now: Instant) {
+    /// Ends an attachment of this node everywhere.
+    pub(crate) fn write_leave(&mut self, network: &NetworkId, stamp: Stamp, now: Instant) {
+        self.write_attachment(network, stamp, true, now);
+    }
+
+    /// Writes and pushes an attachment of this node, or its end.
+    pub(crate) fn write_attachment(
+        &mut self,
+        network: &NetworkId,
+        stamp: Stamp,
+        left: bool,
+        now: Instant,
+    ) {
+        let time = if left {
+            self.network_clock.tick()
+        } else {
+            stamp.joined
+        };
+        let record = AttachmentRecord {
+            network: network.clone(),
+            node: self.me.clone(),
+            stamp,
+            left,
+            time,
+            residual: left.then_some(self.config.reap_interval),
+        };
         let expires = record
             .left
             .then(|| self.expires_at(record.residual, self.config.reap_interval, now));
-        let applied = self.attachments.apply(record, expires);
-        assert!(
-            applied,
-            "a fresh time is later than every stamp of this node"
-        );
+        self.attachments.apply(&record, expires);
         let me = self.me.clone();
-        self.refresh(&record.network, &me, now);
-        self.push_attachment(record, Class::Own, now);
+        self.refresh(network, &me, now);
+        self.push_attachment(&record, Class::Own, now);
         self.outputs.push_back(Output::Persist);
     }
 
@@ -243,6 +297,11 @@ impl Engine {
             return false;
         }
         if record.node == self.me {
+            self.refute_attachment(record, now);
+            return false;
+        }
+        let known = self.attachments.get(&record.network, &record.node);
+        if known.is_none() && self.is_last_sixth(record.residual, self.config.reap_interval) {
             return false;
         }
         if !self.attachments.networks.contains_key(&record.network)
@@ -253,17 +312,55 @@ impl Engine {
         }
         let keep = if record.left {
             Some(self.config.reap_interval)
-        } else if self.cluster.is_known(&record.node) {
+        } else if self.cluster.is_known(&record.node) || !self.keeps(Rule::UnknownExpires) {
             None
         } else {
             Some(self.config.node_reap_interval)
         };
         let expires = keep.map(|keep| self.expires_at(record.residual, keep, now));
         if !self.attachments.apply(record, expires) {
+            self.renew_attachment(record, now);
             return false;
         }
         self.refresh(&record.network, &record.node, now);
+        if !record.left {
+            self.sync_if_never(&record.network, &record.node, now);
+        }
         true
+    }
+
+    /// A leave has met an older join: if it has faded, it is renewed and sent back.
+    fn renew_attachment(&mut self, met: &AttachmentRecord, now: Instant) {
+        let known = self.attachments.get(&met.network, &met.node);
+        let is_faded = known.is_some_and(|known| known.left && known.is_faded);
+        if met.left || !is_faded || !self.keeps(Rule::Renewal) {
+            return;
+        }
+        let expires = self.expires_at(None, self.config.reap_interval, now);
+        self.attachments
+            .set_faded(&met.network, &met.node, Some(expires));
+        if let Some(known) = self.attachments.get(&met.network, &met.node) {
+            let record = record(&met.network, &met.node, known, self.millis(now));
+            self.push_attachment(&record, Class::Relay, now);
+        }
+    }
+
+    /// Takes ended attachments out of the digest that enter the last sixth of their life.
+    pub(crate) fn fade_attachments(&mut self, now: Instant) {
+        let now = self.millis(now);
+        let is_due = |known: &Attachment| {
+            let keep = if known.left {
+                self.config.reap_interval
+            } else {
+                self.config.node_reap_interval
+            };
+            known
+                .expires
+                .is_some_and(|at| self.has_faded(at, keep, now))
+        };
+        for (network, node) in self.attachments.find(is_due) {
+            self.attachments.set_faded(&network, &node, None);
+        }
     }
 
     /// Takes a pushed attachment and relays it if it was news.
@@ -297,17 +394,8 @@ impl Engine {
     /// Removes ended attachments that have expired, and those of nodes that are no longer known.
     pub(crate) fn reap_attachments(&mut self, now: Instant) {
         let now = self.millis(now);
-        let due: Vec<(NetworkId, NodeId)> = self
-            .attachments
-            .networks
-            .iter()
-            .flat_map(|(network, nodes)| {
-                nodes
-                    .iter()
-                    .filter(|(_, known)| known.expires.is_some_and(|at| at <= now))
-                    .map(|(node, _)| (network.clone(), node.clone()))
-            })
-            .collect();
+        let is_due = |known: &Attachment| known.expires.is_some_and(|at| at <= now);
+        let due = self.attachments.find(is_due);
         for (network, node) in due {
             self.attachments.remove(&network, &node);
             self.refresh_roster(&network, &node);

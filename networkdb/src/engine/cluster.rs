@@ -16,7 +16,7 @@ use std::time::Instant;
 use super::broadcast::{Class, Scope, Subject};
 use super::event::{Digest, NodeRecord};
 use super::membership::{Member, SwimOutput};
-use super::{Engine, Output, Roster, Standing, TimerKind};
+use super::{Engine, Output, Roster, Rule, Standing};
 use crate::id::{Generation, LamportTime, NodeId};
 use crate::wire::{Message, PushPull};
 
@@ -39,6 +39,8 @@ pub(crate) struct Node {
     pub member: Option<Member>,
     /// The engine's millisecond at which the record of a node that is not up expires.
     pub expires: Option<u64>,
+    /// In the last sixth of its life.
+    pub is_faded: bool,
 }
 
 /// All nodes known.
@@ -58,16 +60,20 @@ impl Cluster {
             by_addr: BTreeMap::new(),
             digest: Digest::default(),
         };
-        cluster.set(
-            &me.node,
-            Node {
-                generation: me.generation,
-                status: Status::Up,
-                member: Some(me.clone()),
-                expires: None,
-            },
-        );
+        cluster.set_up(me);
         cluster
+    }
+
+    /// Takes a member as up.
+    pub(crate) fn set_up(&mut self, member: &Member) {
+        let node = Node {
+            generation: member.generation,
+            status: Status::Up,
+            member: Some(member.clone()),
+            expires: None,
+            is_faded: false,
+        };
+        self.set(&member.node, node);
     }
 
     pub(crate) fn is_known(&self, node: &NodeId) -> bool {
@@ -98,7 +104,7 @@ impl Cluster {
 
     fn set(&mut self, id: &NodeId, node: Node) {
         self.remove(id);
-        self.digest = self.digest.plus(node_record(id, &node, 0).digest());
+        self.digest = self.digest.plus(counted_digest(id, &node));
         if let Some(addr) = addr_of(&node) {
             self.by_addr.insert(addr, id.clone());
         }
@@ -109,7 +115,7 @@ impl Cluster {
         let Some(before) = self.nodes.remove(id) else {
             return;
         };
-        self.digest = self.digest.minus(node_record(id, &before, 0).digest());
+        self.digest = self.digest.minus(counted_digest(id, &before));
         if let Some(addr) = addr_of(&before)
             && self.by_addr.get(&addr) == Some(id)
         {
@@ -120,7 +126,7 @@ impl Cluster {
     fn export(&self, now: u64) -> Vec<NodeRecord> {
         self.nodes
             .iter()
-            .filter(|(_, node)| node.expires.is_none_or(|at| at > now))
+            .filter(|(_, node)| !node.is_faded && node.expires.is_none_or(|at| at > now))
             .map(|(id, node)| node_record(id, node, now))
             .collect()
     }
@@ -146,6 +152,14 @@ fn addr_of(node: &Node) -> Option<SocketAddr> {
     (node.status == Status::Up).then_some(member.addr)
 }
 
+/// What a node adds to the digest: nothing once it has faded.
+fn counted_digest(id: &NodeId, node: &Node) -> Digest {
+    if node.is_faded {
+        return Digest::default();
+    }
+    node_record(id, node, 0).digest()
+}
+
 fn node_record(id: &NodeId, node: &Node, now: u64) -> NodeRecord {
     NodeRecord {
         node: id.clone(),
@@ -167,7 +181,7 @@ impl Engine {
         while let Some(output) = self.membership.poll_output() {
             match output {
                 SwimOutput::Send(to, packet) => self.send_swim(to, &packet),
-                SwimOutput::Timer(after, timer) => self.set_timer(after, TimerKind::Swim(timer)),
+                SwimOutput::Timer(after, timer) => self.set_swim_timer(after, timer, now),
                 SwimOutput::Up(member) => self.member_up(member, now),
                 SwimOutput::Renamed(member) => {
                     if self.membership.is_active(&member) {
@@ -199,15 +213,7 @@ impl Engine {
             self.node_replaced(&previous, now);
         }
         self.roster.set_member(&id, Some(member.addr));
-        self.cluster.set(
-            &id,
-            Node {
-                generation: member.generation,
-                status: Status::Up,
-                member: Some(member.clone()),
-                expires: None,
-            },
-        );
+        self.cluster.set_up(&member);
         self.keep_attachments_of(&id);
         self.refresh_node(&id, now);
         if !was_up {
@@ -243,6 +249,7 @@ impl Engine {
         }
         let mut node = known.clone();
         node.status = Status::Failed;
+        node.is_faded = false;
         node.expires = Some(self.expires_at(None, self.config.node_reap_interval, now));
         self.cluster.set(&member.node, node);
         self.roster.set_member(&member.node, None);
@@ -262,13 +269,18 @@ impl Engine {
             return false;
         }
         if record.node == self.me {
+            self.refute_node(record, now);
             return false;
         }
         let known = self.cluster.get(&record.node).cloned();
+        if known.is_none() && self.is_last_sixth(record.residual, self.config.node_reap_interval) {
+            return false;
+        }
         let held = known
             .as_ref()
             .map(|known| (known.generation, known.status == Status::Left));
         if held >= Some((record.generation, record.left)) {
+            self.renew_node(record, now);
             return false;
         }
         if known.is_none() && self.cluster.nodes.len() >= self.config.nodes_max {
@@ -292,6 +304,7 @@ impl Engine {
                 status,
                 member: member.clone(),
                 expires: Some(self.expires_at(record.residual, keep, now)),
+                is_faded: false,
             },
         );
         if was_up {
@@ -356,8 +369,9 @@ impl Engine {
 
     /// Takes what another node knows of the cluster.
     pub(crate) fn import_cluster(&mut self, part: &PushPull, now: Instant) {
-        let poisoned = self.network_clock.witness(part.network_time).is_err()
-            || self.table_clock.witness(part.table_time).is_err();
+        let poisoned = self.keeps(Rule::JoinClocks)
+            && (self.network_clock.witness(part.network_time).is_err()
+                || self.table_clock.witness(part.table_time).is_err());
         if poisoned {
             self.stats.refused_clock += 1;
             return;
@@ -400,6 +414,50 @@ impl Engine {
         let addr = self.roster.addr(node);
         if let Some(addr) = addr.filter(|_| *node != self.me) {
             self.start_push_pull(addr, None, now);
+        }
+    }
+
+    /// The record of a node that left has met an older one: if it has faded, it is renewed and sent back.
+    fn renew_node(&mut self, met: &NodeRecord, now: Instant) {
+        let Some(known) = self.cluster.get(&met.node) else {
+            return;
+        };
+        let is_older_live = !met.left && met.residual.is_none();
+        if known.status != Status::Left || !known.is_faded || !is_older_live {
+            return;
+        }
+        if !self.keeps(Rule::Renewal) {
+            return;
+        }
+        let keep = self.config.node_reap_interval;
+        let node = Node {
+            is_faded: false,
+            expires: Some(self.expires_at(None, keep, now)),
+            ..known.clone()
+        };
+        let record = node_record(&met.node, &node, self.millis(now));
+        self.cluster.set(&met.node, node);
+        self.push_node(&record, Class::Relay, now);
+    }
+
+    /// Takes nodes out of the digest that enter the last sixth of their life.
+    pub(crate) fn fade_nodes(&mut self, now: Instant) {
+        let (millis, keep) = (self.millis(now), self.config.node_reap_interval);
+        let due: Vec<(NodeId, Node)> = self
+            .cluster
+            .nodes
+            .iter()
+            .filter(|(_, node)| {
+                !node.is_faded
+                    && node
+                        .expires
+                        .is_some_and(|at| self.has_faded(at, keep, millis))
+            })
+            .map(|(id, node)| (id.clone(), node.clone()))
+            .collect();
+        for (id, mut node) in due {
+            node.is_faded = true;
+            self.cluster.set(&id, node);
         }
     }
 

@@ -4,7 +4,7 @@
 //! when one fires.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -116,6 +116,13 @@ pub enum Output {
         /// True when it said so itself.
         left: bool,
     },
+    /// Another node has taken a key over that this node's entry was visible under.
+    Lost(LostEntry),
+    /// Another process runs under this node's id, in a later run: this one has to stop.
+    Twin {
+        /// Where the other one is.
+        addr: SocketAddr,
+    },
     /// [`super::Engine::persistent`] has changed and should be stored.
     Persist,
 }
@@ -126,7 +133,8 @@ pub struct Timer(pub(super) TimerKind);
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum TimerKind {
-    Swim(SwimTimer),
+    /// With the time at which it is due.
+    Swim(SwimTimer, Instant),
     Push,
     Digest(NetworkId),
     DigestRound,
@@ -150,4 +158,17 @@ pub struct TableChange {
     pub previous: Option<Bytes>,
     /// What is seen from here on, `None` when the entry was deleted or hidden.
     pub value: Option<Bytes>,
+}
+
+/// An entry of this node that another node has replaced or deleted.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LostEntry {
+    /// The network.
+    pub network: NetworkId,
+    /// The table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// The node that wrote since.
+    pub by: NodeId,
 }

@@ -79,6 +79,13 @@ pub(crate) enum SwimOutput {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct SwimTimer(foca::Timer<Member>);
 
+impl SwimTimer {
+    /// Whether it begins the next probe, of which there is one a probe period.
+    pub(crate) fn is_probe(&self) -> bool {
+        matches!(self.0, foca::Timer::ProbeRandomMember(_))
+    }
+}
+
 /// Why bytes were not understood or not taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -241,6 +248,25 @@ impl Membership {
                 &mut self.runtime,
             )
             .map_err(SwimError)
+    }
+
+    /// Goes on under another generation.
+    pub(crate) fn become_member(&mut self, me: Member) -> Result<(), SwimError> {
+        self.foca
+            .change_identity(me, &mut self.runtime)
+            .map_err(SwimError)
+    }
+
+    /// Returns who claims to have sent a packet.
+    pub(crate) fn sender(packet: &[u8]) -> Option<Member> {
+        let header: foca::Header<Member> = Codec::decode(packet).ok()?;
+        Some(header.src)
+    }
+
+    /// Decodes a member of a push-pull.
+    pub(crate) fn member(bytes: &Bytes) -> Option<Member> {
+        let member: foca::Member<Member> = Codec::decode(bytes.as_ref()).ok()?;
+        Some(member.id().clone())
     }
 
     /// Tells some members that this node goes.

@@ -17,6 +17,8 @@
 //! | `broadcast` | who is sent an event, and when |
 //! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
+//! | `refute` | what is answered to records of this node that it did not write |
+//! | `health` | how late this node itself is |
 //! | `reap` | when dead records are forgotten |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,6 +32,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::config::CheckedConfig;
+pub use crate::config::Rule;
 use crate::id::{Generation, LamportTime, NetworkId, NodeId};
 use crate::stats::Stats;
 use crate::wire::{self, Message};
@@ -38,12 +41,14 @@ mod attachment;
 mod broadcast;
 mod cluster;
 mod event;
+mod health;
 mod io;
 mod join;
 mod lamport;
 mod membership;
 mod ranges;
 mod reap;
+mod refute;
 mod store;
 mod stream;
 mod sync;
@@ -52,7 +57,7 @@ mod write;
 
 pub use attachment::NetworkError;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
-pub use io::{Input, Output, TableChange, Timer};
+pub use io::{Input, LostEntry, Output, TableChange, Timer};
 pub use membership::{Member, SwimTimer};
 pub use store::{NetworkTables, Store};
 pub use stream::{JoinToken, StreamId};
@@ -121,6 +126,8 @@ pub struct Identity {
     pub network_time: LamportTime,
     /// Clocks start here.
     pub table_time: LamportTime,
+    /// Attachments of this very generation, from the state of a run that is resumed; else empty.
+    pub attachments: Vec<(NetworkId, LamportTime)>,
 }
 
 /// One node of the protocol.
@@ -144,6 +151,7 @@ pub struct Engine {
     rng: StdRng,
     outputs: VecDeque<Output>,
     stats: Stats,
+    health: health::Health,
     watching: bool,
 }
 
@@ -179,9 +187,11 @@ impl Engine {
             rng,
             outputs: VecDeque::new(),
             stats: Stats::default(),
+            health: health::Health::default(),
             watching: false,
             config,
         };
+        engine.resume(&identity.attachments, now);
         engine.schedule_digest_round();
         engine.schedule_reap();
         engine.schedule_reconnect();
@@ -211,7 +221,7 @@ impl Engine {
         }
         let body = payload.split_off(1);
         match payload[0] {
-            KIND_SWIM => self.swim(|swim| swim.handle_packet(&body)),
+            KIND_SWIM => self.swim_packet(&body),
             KIND_GOSSIP => self.gossip(body, now),
             _ => self.stats.skipped_unknown += 1,
         }
@@ -245,7 +255,7 @@ impl Engine {
 
     fn timer(&mut self, timer: Timer, now: Instant) {
         match timer.0 {
-            TimerKind::Swim(timer) => self.swim(|swim| swim.handle_timer(timer)),
+            TimerKind::Swim(timer, due) => self.swim_timer(timer, due, now),
             TimerKind::Push => self.push_timer(now),
             TimerKind::Digest(network) => self.digest_timer(&network, now),
             TimerKind::DigestRound => self.digest_round(),
@@ -255,6 +265,13 @@ impl Engine {
             TimerKind::Reconnect => self.reconnect(),
             TimerKind::Reap => self.reap(now),
         }
+    }
+
+    fn swim_packet(&mut self, packet: &[u8]) {
+        if let Some(sender) = Membership::sender(packet) {
+            self.meet_twin(&sender);
+        }
+        self.swim(|swim| swim.handle_packet(packet));
     }
 
     /// Calls the failure detector and counts what it refuses.

@@ -16,8 +16,9 @@ use parking_lot::RwLock;
 
 use super::broadcast::{Class, Scope, Subject};
 use super::event::{Body, Digest, TableRecord, WriteKind};
+use super::refute::Answer;
 use super::table::{Applied, Change, Lookup, Owner, RecordRef, Standing, Table, Write};
-use super::{Engine, Output, Source, TableChange};
+use super::{Engine, LostEntry, Output, Rule, Source, TableChange};
 use crate::id::{Key, NetworkId, NodeId, Stamp, TableName};
 use crate::wire::Message;
 
@@ -102,7 +103,7 @@ impl NetworkTables {
         )
     }
 
-    fn remove_empty(&self) {
+    pub(crate) fn remove_empty(&self) {
         self.tables.write().retain(|_, table| !table.is_empty());
     }
 }
@@ -116,6 +117,10 @@ pub(crate) struct LocalNetwork {
     pub owners: BTreeMap<(NodeId, Stamp), LocalOwner>,
     /// When tombstones expire, by engine millisecond.
     pub expiries: BTreeSet<(u64, TableName, Key)>,
+    /// When they enter the last sixth of their life, with the expiry they had when this was noted.
+    pub fading: BTreeSet<(u64, u64, TableName, Key)>,
+    /// This run found the attachment in its state.
+    pub is_resumed: bool,
     pub sync: super::sync::NetworkSync,
 }
 
@@ -125,6 +130,8 @@ pub(crate) struct LocalOwner {
     pub shared: Arc<Owner>,
     /// The engine's millisecond at which its records expire, while it is not live.
     pub expires: Option<u64>,
+    /// Its records are in the last sixth of their life.
+    pub is_faded: bool,
 }
 
 impl Engine {
@@ -158,33 +165,46 @@ impl Engine {
             self.stats.refused_limit += 1;
             return false;
         }
+        if source != Source::Local && version.owner == self.me {
+            match self.answer_to_own(record, now) {
+                Answer::Take => {}
+                Answer::Write(answer) => return self.apply_record(&answer, Source::Local, now),
+            }
+        }
         self.learn_attachment_of(record, now);
-        let expires = self.expires_at(record.residual, self.config.reap_interval, now);
-        let owner = self.owner_of(record, expires);
-        let local = self
-            .networks
-            .get_mut(&record.network)
-            .expect("checked above");
-        let table = local.tables.table_or_new(&record.table);
+        let owner = self.owner_of(record, now);
         let is_over = owner.standing() == Standing::Over;
+        if self.is_fading(record) && !self.is_held(record) || is_over && !self.keeps(Rule::Stubs) {
+            return false;
+        }
         let is_stub = is_over && matches!(record.body, Body::Value(_));
         let body = if is_stub { &Body::Stub } else { &record.body };
+        let expires = self.expires_at(record.residual, self.config.reap_interval, now);
+        let counted = !self.is_fading(record)
+            && (version.tombstone || !self.is_faded(&record.network, &owner));
+        let Some(local) = self.networks.get_mut(&record.network) else {
+            return false;
+        };
+        let table = local.tables.table_or_new(&record.table);
         let write = Write {
             key: &record.key,
             version,
             owner: &owner,
             body,
             expires,
+            counted,
         };
         let change = match table.apply(&write) {
             Applied::Newer(change) => change,
-            Applied::Equal | Applied::Older => return false,
+            Applied::Equal => return false,
+            Applied::Older => {
+                self.renew(record, now);
+                return false;
+            }
         };
         local.entries += usize::from(change.is_new_key);
         if version.tombstone {
-            local
-                .expiries
-                .insert((expires, record.table.clone(), record.key.clone()));
+            self.note_expiry(&record.network, &record.table, &record.key, expires);
         }
         self.applied(record, change, source, now);
         true
@@ -192,6 +212,15 @@ impl Engine {
 
     /// What follows from a record that was written.
     fn applied(&mut self, record: &TableRecord, change: Change, source: Source, now: Instant) {
+        let by = &record.version.owner;
+        if change.owner_before.as_ref() == Some(&self.me) && *by != self.me {
+            self.outputs.push_back(Output::Lost(LostEntry {
+                network: record.network.clone(),
+                table: record.table.clone(),
+                key: record.key.clone(),
+                by: by.clone(),
+            }));
+        }
         self.notify(&record.network, &record.table, &record.key, change);
         match source {
             Source::Local => self.push_record(record, Class::Own, now),
@@ -203,7 +232,7 @@ impl Engine {
         self.touch(&record.network, now);
     }
 
-    fn push_record(&mut self, record: &TableRecord, class: Class, now: Instant) {
+    pub(crate) fn push_record(&mut self, record: &TableRecord, class: Class, now: Instant) {
         let subject = Subject::Entry(record.table.clone(), record.key.clone());
         let scope = Scope::Network(record.network.clone());
         let message = Message::Table(record.clone()).encode();
@@ -227,7 +256,11 @@ impl Engine {
     /// A live entry proves that its owner attached itself with that stamp.
     fn learn_attachment_of(&mut self, record: &TableRecord, now: Instant) {
         let version = &record.version;
-        if version.tombstone || record.residual.is_some() || version.owner == self.me {
+        if version.tombstone
+            || record.residual.is_some()
+            || version.owner == self.me
+            || !self.keeps(Rule::ProvenAttachment)
+        {
             return;
         }
         let known = self.attachments.get(&record.network, &version.owner);
@@ -245,9 +278,14 @@ impl Engine {
     }
 
     /// Returns the owner of a record, making it known under this network if it is not.
-    fn owner_of(&mut self, record: &TableRecord, expires: u64) -> Arc<Owner> {
+    fn owner_of(&mut self, record: &TableRecord, now: Instant) -> Arc<Owner> {
         let (node, stamp) = (record.version.owner.clone(), record.version.stamp);
         let standing = self.standing(&record.network, &node, stamp);
+        let expires = self.keep_of(standing).map(|keep| {
+            let cause = self.cause_expires(&record.network, &node, stamp);
+            let own = self.expires_at(record.residual, keep, now);
+            cause.map_or(own, |cause| cause.min(own))
+        });
         let local = self
             .networks
             .get_mut(&record.network)
@@ -255,12 +293,37 @@ impl Engine {
         let owner = local
             .owners
             .entry((node.clone(), stamp))
-            .or_insert_with(|| LocalOwner {
-                shared: Arc::new(Owner::new(node, stamp)),
-                expires: (standing != Standing::Live).then_some(expires),
+            .or_insert_with(|| {
+                let shared = Owner::new(node, stamp);
+                shared.set_standing(standing);
+                LocalOwner {
+                    shared: Arc::new(shared),
+                    expires,
+                    is_faded: false,
+                }
             });
-        owner.shared.set_standing(standing);
         Arc::clone(&owner.shared)
+    }
+
+    /// How long records are kept that are not live.
+    pub(crate) fn keep_of(&self, standing: Standing) -> Option<Duration> {
+        match standing {
+            Standing::Live => None,
+            Standing::Hidden => Some(self.config.node_reap_interval),
+            Standing::Over if !self.keeps(Rule::Stubs) => Some(Duration::ZERO),
+            Standing::Over => Some(self.config.reap_interval),
+        }
+    }
+
+    /// When that expires which makes a stamp's records dead, if it expires at all.
+    fn cause_expires(&self, network: &NetworkId, node: &NodeId, stamp: Stamp) -> Option<u64> {
+        let attachment = self.attachments.get(network, node);
+        let ended = attachment.filter(|known| known.stamp == stamp && known.left);
+        let node = self.cluster.get(node);
+        let gone = node.filter(|node| node.generation == stamp.generation);
+        ended
+            .and_then(|known| known.expires)
+            .or_else(|| gone.and_then(|node| node.expires))
     }
 
     /// Decides what readers see of the entries that `node` wrote under `stamp`.
@@ -301,12 +364,11 @@ impl Engine {
         standing: Standing,
         now: Instant,
     ) {
-        let keep = match standing {
-            Standing::Live => None,
-            Standing::Hidden => Some(self.config.node_reap_interval),
-            Standing::Over => Some(self.config.reap_interval),
-        };
-        let expires = keep.map(|keep| self.expires_at(None, keep, now));
+        let expires = self.keep_of(standing).map(|keep| {
+            let cause = self.cause_expires(network, &name.0, name.1);
+            let own = self.expires_at(None, keep, now);
+            cause.map_or(own, |cause| cause.min(own))
+        });
         let owner = self
             .networks
             .get_mut(network)
@@ -319,18 +381,22 @@ impl Engine {
             return;
         }
         owner.expires = expires;
+        let was_faded = std::mem::take(&mut owner.is_faded);
         let shared = Arc::clone(&owner.shared);
         if (before == Standing::Live) != (standing == Standing::Live) {
             self.notify_all_of(network, &shared, standing == Standing::Live);
         }
-        if standing == Standing::Over {
-            for table in self.tables_of(network) {
+        for table in self.tables_of(network) {
+            if was_faded {
+                table.count_all_of(&shared, true);
+            }
+            if standing == Standing::Over {
                 table.drop_values_of(&shared);
             }
         }
     }
 
-    fn tables_of(&self, network: &NetworkId) -> Vec<Arc<Table>> {
+    pub(crate) fn tables_of(&self, network: &NetworkId) -> Vec<Arc<Table>> {
         let local = self.networks.get(network);
         local.map_or(Vec::new(), |local| local.tables.tables())
     }
@@ -359,7 +425,7 @@ impl Engine {
                 let change = Change {
                     before,
                     after,
-                    is_new_key: false,
+                    ..Change::default()
                 };
                 self.notify(network, table.name(), &key, change);
             }
@@ -421,6 +487,9 @@ impl Engine {
         held: &RecordRef<'_>,
         now: Instant,
     ) -> Option<TableRecord> {
+        if !held.is_counted() {
+            return None;
+        }
         let local = self.networks.get(network)?;
         let version = held.version();
         let (body, tombstone_expires) = held.body();
@@ -445,64 +514,5 @@ impl Engine {
             body,
             residual,
         })
-    }
-
-    /// Removes the tombstones and the entries of dead owners that have expired.
-    pub(crate) fn reap_entries(&mut self, now: Instant) {
-        let now = self.millis(now);
-        for local in self.networks.values_mut() {
-            let later = local
-                .expiries
-                .split_off(&(now + 1, least_table(), least_key()));
-            for (at, table, key) in std::mem::replace(&mut local.expiries, later) {
-                let is_due = |held: &RecordRef<'_>| held.body() == (Body::Tombstone, Some(at));
-                let table = local.tables.table(&table);
-                if table.is_some_and(|table| table.remove_if(key.as_str(), is_due)) {
-                    self.stats.reaped += 1;
-                    local.entries -= 1;
-                }
-            }
-            local.reap_owners(now, &mut self.stats.reaped);
-            local.tables.remove_empty();
-        }
-    }
-}
-
-/// A name below all others, as the lower end of a range.
-fn least_table() -> TableName {
-    TableName::new("\0").expect("one byte")
-}
-
-/// A name below all others, as the lower end of a range.
-fn least_key() -> Key {
-    Key::new("\0").expect("one byte")
-}
-
-impl LocalNetwork {
-    fn reap_owners(&mut self, now: u64, reaped: &mut u64) {
-        let due: Vec<Arc<Owner>> = self
-            .owners
-            .values()
-            .filter(|owner| owner.expires.is_some_and(|at| at <= now))
-            .map(|owner| Arc::clone(&owner.shared))
-            .collect();
-        for owner in due {
-            for table in self.tables.tables() {
-                let mut keys = Vec::new();
-                table.walk(|held| {
-                    if Arc::ptr_eq(held.owner(), &owner) && !held.version().tombstone {
-                        keys.push(held.key().to_owned());
-                    }
-                });
-                for key in keys {
-                    let is_due = |held: &RecordRef<'_>| Arc::ptr_eq(held.owner(), &owner);
-                    let removed = table.remove_if(&key, is_due);
-                    *reaped += u64::from(removed);
-                    self.entries -= usize::from(removed);
-                }
-            }
-            // Tombstones of the same owner may outlive it here; they keep their own expiry and their shared owner.
-            self.owners.remove(&(owner.node.clone(), owner.stamp));
-        }
     }
 }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::membership::Membership;
 use super::sync::Sync;
 use super::{Engine, Output, TimerKind};
 use crate::wire::{self, Message, PushPull};
@@ -256,7 +257,7 @@ impl Engine {
                     });
                 }
             }
-            Purpose::Sync(sync) => self.sync_ended(id, &sync, is_done),
+            Purpose::Sync(sync) => self.sync_ended(id, &sync, is_done, now),
         }
     }
 
@@ -345,6 +346,9 @@ impl Engine {
             }
         }
         self.import_cluster(part, now);
+        if let Some(sender) = part.members.first().and_then(Membership::member) {
+            self.meet_twin(&sender);
+        }
         if part.more {
             return;
         }

@@ -39,6 +39,14 @@ pub(crate) struct NetworkSync {
     digest_timer_set: bool,
     /// The first sync is still to be done, by this time.
     first_until: Option<Instant>,
+    /// When the first sync was done.
+    first_synced: Option<Instant>,
+}
+
+impl NetworkSync {
+    pub(crate) fn first_synced(&self) -> Option<Instant> {
+        self.first_synced
+    }
 }
 
 /// Where a sync stands.
@@ -223,6 +231,16 @@ impl Engine {
         // Looks again whether the sync has failed, or the time is up.
         let again = Duration::from_millis(200).min(until - now);
         self.set_timer(again, TimerKind::FirstSync(network.clone()));
+    }
+
+    /// A network that has never been synced is, as soon as somebody else is attached to it.
+    pub(crate) fn sync_if_never(&mut self, network: &NetworkId, peer: &NodeId, now: Instant) {
+        let local = self.networks.get(network);
+        let is_new = local.is_some_and(|local| local.sync.first_synced.is_none());
+        let addr = self.roster.addr(peer).filter(|_| *peer != self.me);
+        if let Some(addr) = addr.filter(|_| is_new) {
+            self.start_sync(network, addr, now);
+        }
     }
 
     fn first_sync_done(&mut self, network: &NetworkId, is_synced: bool) {
@@ -487,9 +505,12 @@ impl Engine {
         records
     }
 
-    pub(crate) fn sync_ended(&mut self, id: StreamId, sync: &Sync, is_done: bool) {
+    pub(crate) fn sync_ended(&mut self, id: StreamId, sync: &Sync, is_done: bool, now: Instant) {
         if is_done {
             self.stats.syncs_completed += 1;
+            if let Some(local) = self.networks.get_mut(&sync.network) {
+                local.sync.first_synced.get_or_insert(now);
+            }
         } else {
             self.stats.syncs_failed += 1;
         }

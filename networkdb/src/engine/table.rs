@@ -118,6 +118,13 @@ impl Slot {
         }
     }
 
+    fn holding(&self) -> Holding {
+        Holding {
+            version: self.version(),
+            value: (self.kind == Kind::Value).then(|| Bytes::copy_from_slice(self.value())),
+        }
+    }
+
     fn is_visible(&self) -> bool {
         self.kind == Kind::Value && self.owner.standing() == Standing::Live
     }
@@ -153,6 +160,16 @@ pub(crate) struct Write<'a> {
     pub body: &'a Body,
     /// The engine's millisecond at which a tombstone expires.
     pub expires: u64,
+    /// Whether the record takes part in digests and syncs.
+    pub counted: bool,
+}
+
+/// What is held under a key, whether readers see it or not.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Holding {
+    pub version: Version,
+    /// The value, unless it is a stub or a tombstone.
+    pub value: Option<Bytes>,
 }
 
 /// What a write did.
@@ -171,6 +188,8 @@ pub(crate) enum Applied {
 pub(crate) struct Change {
     pub before: Option<Bytes>,
     pub after: Option<Bytes>,
+    /// Who wrote what was seen before.
+    pub owner_before: Option<NodeId>,
     /// There was no record at all before.
     pub is_new_key: bool,
 }
@@ -229,6 +248,16 @@ impl RecordRef<'_> {
     #[must_use]
     pub fn version(&self) -> Version {
         self.slot.version()
+    }
+
+    /// Whether it takes part in digests and syncs.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.slot.counted
+    }
+
+    /// Returns version and value, visible or not.
+    pub(crate) fn holding(&self) -> Holding {
+        self.slot.holding()
     }
 
     /// Returns what is held and, for a tombstone, the engine's millisecond at which it expires.
@@ -304,6 +333,24 @@ impl Table {
         }
     }
 
+    /// Returns what is held under a key, visible or not.
+    pub(crate) fn holding(&self, key: &Key) -> Option<Holding> {
+        let slots = self.slots.read();
+        let slot = slots.find(key_hash(key.as_str()), key.as_str())?;
+        Some(slot.holding())
+    }
+
+    /// Calls `each` with the record under a key, if there is one.
+    pub(crate) fn inspect<T>(
+        &self,
+        key: &str,
+        each: impl FnOnce(&RecordRef<'_>) -> T,
+    ) -> Option<T> {
+        let slots = self.slots.read();
+        let slot = slots.find(key_hash(key), key)?;
+        Some(each(&RecordRef { slot }))
+    }
+
     /// Calls `each` for every record of the bucket at `position` and returns the next position, or `None` at the end.
     ///
     /// Start at 0. The lock is held for one bucket; a record that stays in the table during the whole walk is seen once.
@@ -368,19 +415,26 @@ impl Table {
         let mut change = Change {
             before: None,
             after: slot.visible_value(),
+            owner_before: None,
             is_new_key: found.is_none(),
         };
+        let is_counted = slot.counted;
         match found {
             Some(at) => {
                 let old = std::mem::replace(&mut slots.buckets[bucket].slots[at], slot);
                 change.before = old.visible_value();
+                change.owner_before = change.before.is_some().then(|| old.owner.node.clone());
                 if old.counted {
                     slots.uncount(bucket, self.digest_of(&old));
                 }
-                slots.count(bucket, added);
+                if is_counted {
+                    slots.count(bucket, added);
+                }
             }
             None => {
-                slots.count(bucket, added);
+                if is_counted {
+                    slots.count(bucket, added);
+                }
                 slots.buckets[bucket].slots.push(slot);
                 slots.entries += 1;
                 self.split_while_full(&mut slots, hash);
@@ -406,6 +460,66 @@ impl Table {
         }
         slots.entries -= 1;
         true
+    }
+
+    /// Takes a tombstone that expires at `expires` out of digests and syncs.
+    pub(crate) fn fade(&self, key: &str, expires: u64) {
+        self.recount(key, |slot| {
+            let is_it = slot.kind == Kind::Tombstone && expires_of(slot) == expires;
+            slot.counted && !is_it
+        });
+    }
+
+    /// Gives a tombstone that has faded a new expiry; returns whether there was one.
+    pub(crate) fn renew(&self, key: &str, expires: u64) -> bool {
+        let mut renewed = false;
+        self.recount(key, |slot| {
+            if slot.kind == Kind::Tombstone && !slot.counted {
+                let key_bytes = usize::from(slot.key_bytes);
+                slot.data[key_bytes..].copy_from_slice(&expires.to_le_bytes());
+                renewed = true;
+            }
+            slot.counted || renewed
+        });
+        renewed
+    }
+
+    /// Sets whether the record under a key is counted to what `decide` says.
+    fn recount(&self, key: &str, decide: impl FnOnce(&mut Slot) -> bool) {
+        let mut slots = self.slots.write();
+        let (bucket, found) = slots.locate(key_hash(key), key);
+        if let Some(at) = found {
+            let slot = &mut slots.buckets[bucket].slots[at];
+            let (before, after) = (slot.counted, decide(slot));
+            slot.counted = after;
+            let digest = self.digest_of(&slots.buckets[bucket].slots[at]);
+            match (before, after) {
+                (false, true) => slots.count(bucket, digest),
+                (true, false) => slots.uncount(bucket, digest),
+                (false, false) | (true, true) => {}
+            }
+        }
+    }
+
+    /// Takes all that is held under an attachment into digests and syncs, or out of them; tombstones have their own time.
+    pub(crate) fn count_all_of(&self, owner: &Arc<Owner>, counted: bool) {
+        let mut slots = self.slots.write();
+        for bucket in 0..slots.buckets.len() {
+            for at in 0..slots.buckets[bucket].slots.len() {
+                let slot = &mut slots.buckets[bucket].slots[at];
+                let is_other = slot.kind == Kind::Tombstone || !Arc::ptr_eq(&slot.owner, owner);
+                if is_other || slot.counted == counted {
+                    continue;
+                }
+                slot.counted = counted;
+                let digest = self.digest_of(&slots.buckets[bucket].slots[at]);
+                if counted {
+                    slots.count(bucket, digest);
+                } else {
+                    slots.uncount(bucket, digest);
+                }
+            }
+        }
     }
 
     /// Drops the values written under an attachment that is over; versions stay.
@@ -451,7 +565,7 @@ fn new_slot(hash: u64, write: &Write<'_>) -> Slot {
         data: [key, value].concat().into(),
         key_bytes: u8::try_from(key.len()).expect("a key is at most 255 bytes"),
         kind,
-        counted: true,
+        counted: write.counted,
     }
 }
 

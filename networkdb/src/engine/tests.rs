@@ -16,6 +16,7 @@ fn engine() -> (Engine, Instant) {
         epoch: 1,
         network_time: LamportTime(0),
         table_time: LamportTime(0),
+        attachments: Vec::new(),
     };
     let config = Config {
         value_bytes_max: 8,

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::tcp;
-use super::watch::Watcher;
-use super::{NetworkStats, Refusals};
+use super::watch::{WatchEvent, Watcher};
+use super::{NetworkStats, Refusals, StopReason};
 use crate::engine::{
     Engine, Input, JoinToken, NetworkError, Output, Persistent, StreamId, Timer, WriteError,
 };
@@ -106,6 +106,10 @@ pub(crate) struct Driver {
     pub listening: Vec<JoinHandle<()>>,
     /// Ends when the last state is on disk.
     pub storing: Option<JoinHandle<()>>,
+    /// Another process runs under this node's id.
+    pub twin: Option<SocketAddr>,
+    /// Told why the node has stopped by itself.
+    pub stopped: watch::Sender<Option<StopReason>>,
     pub state: State,
 }
 
@@ -168,6 +172,11 @@ impl Driver {
                 () = sleep_until(deadline) => self.expire(),
             }
             self.drain().await;
+            if let Some(addr) = self.twin {
+                let reason = StopReason::Twin { addr };
+                self.stopped.send_replace(Some(reason));
+                break None;
+            }
         };
         self.stop(closed).await;
     }
@@ -194,8 +203,10 @@ impl Driver {
     }
 
     async fn stop(mut self, closed: Option<oneshot::Sender<()>>) {
-        self.engine.leave(now());
-        self.drain().await;
+        if self.twin.is_none() {
+            self.engine.leave(now());
+            self.drain().await;
+        }
         // Streams are closed by dropping them; give the last datagrams a moment before the socket goes.
         tokio::time::sleep(FAREWELL).await;
         for watcher in &self.state.watchers {
@@ -339,11 +350,11 @@ impl Driver {
                 Output::CloseStream { stream } => {
                     self.state.streams.remove(&stream);
                 }
-                Output::Notify(change) => {
-                    for watcher in &self.state.watchers {
-                        watcher.push(&change);
-                    }
-                    self.forget_unwatched();
+                Output::Notify(change) => self.tell(&WatchEvent::Change(change)),
+                Output::Lost(entry) => self.tell(&WatchEvent::Lost(entry)),
+                Output::Twin { addr } => {
+                    tracing::error!(%addr, "another process runs under the id of this node, in a later run: stopping");
+                    self.twin = Some(addr);
                 }
                 Output::Joined { join, result } => {
                     if let Some(to) = self.state.joins.remove(&join) {
@@ -358,9 +369,18 @@ impl Driver {
                         reply(to, Ok(()));
                     }
                 }
-                Output::MemberUp { node, addr } => tracing::info!(%node, %addr, "member up"),
-                Output::MemberDown { node, left: true } => tracing::info!(%node, "member left"),
-                Output::MemberDown { node, left: false } => tracing::warn!(%node, "member failed"),
+                Output::MemberUp { node, addr } => {
+                    tracing::info!(%node, %addr, "member up");
+                    self.tell(&WatchEvent::MemberUp { node, addr });
+                }
+                Output::MemberDown { node, left } => {
+                    if left {
+                        tracing::info!(%node, "member left");
+                    } else {
+                        tracing::warn!(%node, "member failed");
+                    }
+                    self.tell(&WatchEvent::MemberDown { node, left });
+                }
                 Output::Persist => {
                     self.persist.send_replace(self.engine.persistent());
                 }
@@ -368,7 +388,10 @@ impl Driver {
         }
     }
 
-    fn forget_unwatched(&mut self) {
+    fn tell(&mut self, event: &WatchEvent) {
+        for watcher in &self.state.watchers {
+            watcher.push(event);
+        }
         self.state.watchers.retain(Watcher::is_watched);
         if self.state.watchers.is_empty() {
             self.engine.set_watching(false);

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch as watch_channel};
 
 use crate::config::{Config, ConfigError};
 use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError};
@@ -82,6 +82,20 @@ impl Default for NodeConfig {
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("the node is closed")]
 pub struct Closed;
+
+/// Why a node stopped without being told to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// Another process runs under the same node id, in a later run.
+    #[error(
+        "another process runs under this node's id, at {addr}: every node needs an id of its own"
+    )]
+    Twin {
+        /// Where the other one is.
+        addr: SocketAddr,
+    },
+}
 
 /// Why a read found no visible entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -227,6 +241,7 @@ pub struct NetworkDb {
     store: Arc<Store>,
     roster: Arc<Roster>,
     commands: mpsc::Sender<Command>,
+    stopped: watch_channel::Receiver<Option<StopReason>>,
 }
 
 impl NetworkDb {
@@ -329,6 +344,16 @@ impl NetworkDb {
         match self.ask(Command::Close).await {
             // Closed by somebody else meanwhile is closed too.
             Ok(()) | Err(Closed) => {}
+        }
+    }
+
+    /// Waits until the node has stopped; returns the reason when it did so by itself.
+    pub async fn stopped(&self) -> Option<StopReason> {
+        let mut stopped = self.stopped.clone();
+        match stopped.wait_for(Option::is_some).await {
+            Ok(reason) => *reason,
+            // The driver is gone and gave no reason: it was told to stop.
+            Err(_) => None,
         }
     }
 

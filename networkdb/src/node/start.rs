@@ -14,7 +14,8 @@ use super::address::{self, AdvertiseError};
 use super::driver::{self, Driver, State as DriverState};
 use super::state_dir::{State, StateDir, StateDirError};
 use super::{
-    BindError, ConfigError, Lost, NetworkDb, NodeConfig, Refusals, random_bytes, tcp, udp,
+    BindError, ConfigError, Lost, NetworkDb, NodeConfig, Refusals, StopReason, random_bytes, tcp,
+    udp,
 };
 use crate::engine::{Engine, Identity, Persistent};
 use crate::id::{Generation, NodeId};
@@ -112,14 +113,22 @@ fn identity(
     };
     let last_run = stored.map_or_else(Persistent::default, |state| state.last_run.clone());
     let now = unix_millis();
-    let random = u16::from_le_bytes(random_bytes());
+    // A run whose state is there goes on: what it wrote is neither hidden nor sent again.
+    let generation = match last_run.generation {
+        Generation(0) => {
+            let random = u16::from_le_bytes(random_bytes());
+            Generation::after(last_run.generation, now, random)
+        }
+        last => last,
+    };
     Ok(Identity {
         node,
         advertise,
-        generation: Generation::after(last_run.generation, now, random),
+        generation,
         epoch: now,
         network_time: last_run.network_time_ceiling,
         table_time: last_run.table_time_ceiling,
+        attachments: last_run.attachments,
     })
 }
 
@@ -193,6 +202,7 @@ impl NetworkDb {
             node = %identity.node, generation = %identity.generation, hostname = config.hostname,
             cluster = config.protocol.cluster, %advertised, sealed = config.keyring.is_some(), "started"
         );
+        let (stopped, stopped_receiver) = watch::channel(None);
         let (commands, commands_waiting) = mpsc::channel(driver::COMMANDS_WAITING);
         let db = Self {
             id: identity.node,
@@ -201,14 +211,14 @@ impl NetworkDb {
             store: Arc::clone(engine.store()),
             roster: Arc::clone(engine.roster()),
             commands,
+            stopped: stopped_receiver,
         };
-        spawn(
-            config,
-            engine,
-            (udp, listener),
-            commands_waiting,
-            (persist, storing),
-        );
+        let ends = Ends {
+            persist,
+            storing,
+            stopped,
+        };
+        spawn(config, engine, (udp, listener), commands_waiting, ends);
         Ok(db)
     }
 }
@@ -225,13 +235,20 @@ fn spawn_storing(
     }))
 }
 
+/// What the driver hands over when it ends.
+struct Ends {
+    persist: watch::Sender<Persistent>,
+    storing: Option<JoinHandle<()>>,
+    stopped: watch::Sender<Option<StopReason>>,
+}
+
 /// Spawns the tasks of a node: receiver, listener and driver.
 fn spawn(
     config: NodeConfig,
     engine: Engine,
     (udp, listener): (UdpSocket, TcpListener),
     commands: mpsc::Receiver<driver::Command>,
-    (persist, storing): (watch::Sender<Persistent>, Option<JoinHandle<()>>),
+    ends: Ends,
 ) {
     let socket = Arc::new(udp);
     let (events, events_waiting) = mpsc::channel(driver::EVENTS_WAITING);
@@ -255,11 +272,13 @@ fn spawn(
         context,
         commands,
         events: events_waiting,
-        persist,
+        persist: ends.persist,
         refusals,
         lost,
         listening,
-        storing,
+        storing: ends.storing,
+        stopped: ends.stopped,
+        twin: None,
         state: DriverState::default(),
     };
     tokio::spawn(driver.run());

@@ -6,14 +6,15 @@
 //! snapshot, which takes the place of all it was told before.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::driver::Command;
-use crate::engine::{Store, TableChange};
-use crate::id::{Key, NetworkId, TableName};
+use crate::engine::{LostEntry, Store, TableChange};
+use crate::id::{Key, NetworkId, NodeId, TableName};
 
 /// Waiting events up to which nothing is folded.
 pub const PENDING_EXACT: usize = 4_096;
@@ -27,9 +28,20 @@ pub struct WatchFilter {
     pub network: Option<NetworkId>,
     /// Only tables of this name.
     pub table: Option<TableName>,
+    /// Members that come and go, too.
+    pub members: bool,
 }
 
 impl WatchFilter {
+    fn wants(&self, event: &WatchEvent) -> bool {
+        match event {
+            WatchEvent::Change(change) => self.matches(&change.network, &change.table),
+            WatchEvent::Lost(entry) => self.matches(&entry.network, &entry.table),
+            WatchEvent::MemberUp { .. } | WatchEvent::MemberDown { .. } => self.members,
+            WatchEvent::Resync => true,
+        }
+    }
+
     fn matches(&self, network: &NetworkId, table: &TableName) -> bool {
         self.network.as_ref().is_none_or(|only| only == network)
             && self.table.as_ref().is_none_or(|only| only == table)
@@ -41,13 +53,29 @@ impl WatchFilter {
 pub enum WatchEvent {
     /// An entry was created (no previous value), updated or deleted (no value).
     Change(TableChange),
+    /// Another node has replaced or deleted an entry of this node; the change itself is told, too.
+    Lost(LostEntry),
+    /// A member has come up.
+    MemberUp {
+        /// The node.
+        node: NodeId,
+        /// Where it is.
+        addr: SocketAddr,
+    },
+    /// A member is gone: it failed, or it said that it leaves.
+    MemberDown {
+        /// The node.
+        node: NodeId,
+        /// True when it said so itself.
+        left: bool,
+    },
     /// The watcher was too slow. Forget everything; what follows is a new snapshot.
     Resync,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
-    events: VecDeque<TableChange>,
+    events: VecDeque<WatchEvent>,
     /// Where the one event of each key stands, counted from the first event ever queued; only while folding.
     folded: Option<BTreeMap<(NetworkId, TableName, Key), u64>>,
     taken: u64,
@@ -59,18 +87,14 @@ struct Pending {
 }
 
 impl Pending {
-    fn push(&mut self, change: TableChange) {
+    fn push(&mut self, event: WatchEvent) {
         if self.needs_resync {
             return;
         }
         if self.folded.is_none() && self.events.len() >= PENDING_EXACT {
             self.start_folding();
         }
-        if self.folded.is_none() {
-            self.events.push_back(change);
-            return;
-        }
-        self.fold(change);
+        self.fold(event);
         if self.events.len() > PENDING_MAX + self.snapshot {
             self.events.clear();
             self.folded = None;
@@ -80,32 +104,26 @@ impl Pending {
 
     fn start_folding(&mut self) {
         self.folded = Some(BTreeMap::new());
-        for change in std::mem::take(&mut self.events) {
-            self.fold(change);
+        for event in std::mem::take(&mut self.events) {
+            self.fold(event);
         }
     }
 
-    /// Merges a change into the one that waits for the same key.
-    fn fold(&mut self, change: TableChange) {
-        let Some(folded) = &mut self.folded else {
-            return;
-        };
-        let name = (
-            change.network.clone(),
-            change.table.clone(),
-            change.key.clone(),
-        );
-        let waiting = folded
-            .get(&name)
-            .and_then(|place| place.checked_sub(self.taken))
-            .and_then(|index| self.events.get_mut(usize::try_from(index).ok()?));
-        match waiting {
-            Some(waiting) => waiting.value = change.value,
-            None => {
-                folded.insert(name, self.taken + self.events.len() as u64);
-                self.events.push_back(change);
+    /// Merges a change into the one that waits for the same key; anything else waits for its turn.
+    fn fold(&mut self, event: WatchEvent) {
+        let place = self.taken + self.events.len() as u64;
+        if let (WatchEvent::Change(change), Some(folded)) = (&event, &mut self.folded) {
+            let waiting = folded
+                .get(&name_of(change))
+                .and_then(|place| place.checked_sub(self.taken))
+                .and_then(|index| self.events.get_mut(usize::try_from(index).ok()?));
+            if let Some(WatchEvent::Change(waiting)) = waiting {
+                waiting.value.clone_from(&change.value);
+                return;
             }
+            folded.insert(name_of(change), place);
         }
+        self.events.push_back(event);
     }
 
     fn pop(&mut self) -> Option<WatchEvent> {
@@ -113,27 +131,35 @@ impl Pending {
             return Some(WatchEvent::Resync);
         }
         loop {
-            let change = self.events.pop_front()?;
+            let event = self.events.pop_front()?;
+            let taken = self.taken;
+            self.taken += 1;
+            let WatchEvent::Change(change) = &event else {
+                return Some(event);
+            };
             if let Some(folded) = &mut self.folded {
-                let name = (
-                    change.network.clone(),
-                    change.table.clone(),
-                    change.key.clone(),
-                );
-                if folded.get(&name) == Some(&self.taken) {
+                let name = name_of(change);
+                if folded.get(&name) == Some(&taken) {
                     folded.remove(&name);
                 }
             }
-            self.taken += 1;
             if self.events.is_empty() {
                 self.folded = None;
             }
             // Folding can leave a create that was deleted again: nothing to tell.
             if change.previous.is_some() || change.value.is_some() {
-                return Some(WatchEvent::Change(change));
+                return Some(event);
             }
         }
     }
+}
+
+fn name_of(change: &TableChange) -> (NetworkId, TableName, Key) {
+    (
+        change.network.clone(),
+        change.table.clone(),
+        change.key.clone(),
+    )
 }
 
 /// One watcher's side of the driver.
@@ -155,9 +181,9 @@ impl Watcher {
         Arc::strong_count(&self.shared) > 1
     }
 
-    pub(crate) fn push(&self, change: &TableChange) {
-        if self.filter.matches(&change.network, &change.table) {
-            self.shared.pending.lock().push(change.clone());
+    pub(crate) fn push(&self, event: &WatchEvent) {
+        if self.filter.wants(event) {
+            self.shared.pending.lock().push(event.clone());
             self.shared.changed.notify_one();
         }
     }
@@ -181,13 +207,13 @@ impl Watcher {
             for table in watched {
                 table.walk(|record| {
                     if let (Some(value), Ok(key)) = (record.value(), Key::new(record.key())) {
-                        pending.events.push_back(TableChange {
+                        pending.events.push_back(WatchEvent::Change(TableChange {
                             network: network.clone(),
                             table: table.name().clone(),
                             key,
                             previous: None,
                             value: Some(value.to_vec().into()),
-                        });
+                        }));
                     }
                 });
             }
@@ -272,7 +298,7 @@ mod tests {
             change(1, Some("b"), None),
         ];
         for change in &changes {
-            pending.push(change.clone());
+            pending.push(WatchEvent::Change(change.clone()));
         }
         for change in changes {
             assert_eq!(pending.pop(), Some(WatchEvent::Change(change)));
@@ -284,9 +310,13 @@ mod tests {
     fn a_slow_watcher_gets_one_change_a_key_with_the_first_previous_and_the_last_value() {
         let mut pending = Pending::default();
         for round in 0..10_000 {
-            pending.push(change(round % 100, Some("old"), Some("new")));
+            pending.push(WatchEvent::Change(change(
+                round % 100,
+                Some("old"),
+                Some("new"),
+            )));
         }
-        pending.push(change(3, Some("new"), None));
+        pending.push(WatchEvent::Change(change(3, Some("new"), None)));
         let events: Vec<WatchEvent> = std::iter::from_fn(|| pending.pop()).collect();
         assert_eq!(events.len(), 100);
         assert!(events.contains(&WatchEvent::Change(change(3, Some("old"), None))));
@@ -296,7 +326,7 @@ mod tests {
     fn a_watcher_that_is_far_behind_is_resynced_in_bounded_memory() {
         let mut pending = Pending::default();
         for key in 0..200_000 {
-            pending.push(change(key, None, Some("v")));
+            pending.push(WatchEvent::Change(change(key, None, Some("v"))));
             assert!(pending.events.len() <= PENDING_MAX);
         }
         assert!(pending.needs_resync);
@@ -306,10 +336,10 @@ mod tests {
     fn an_entry_created_and_deleted_while_folding_is_not_told() {
         let mut pending = Pending::default();
         for key in 0..PENDING_EXACT {
-            pending.push(change(key, None, Some("v")));
+            pending.push(WatchEvent::Change(change(key, None, Some("v"))));
         }
-        pending.push(change(7_777, None, Some("v")));
-        pending.push(change(7_777, Some("v"), None));
+        pending.push(WatchEvent::Change(change(7_777, None, Some("v"))));
+        pending.push(WatchEvent::Change(change(7_777, Some("v"), None)));
         let told = std::iter::from_fn(|| pending.pop()).count();
         assert_eq!(told, PENDING_EXACT);
     }

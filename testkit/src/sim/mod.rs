@@ -221,6 +221,7 @@ impl Sim {
             epoch: millis,
             network_time: LamportTime(0),
             table_time: LamportTime(0),
+            attachments: Vec::new(),
         };
         let config = config.expect("the settings of a simulation are valid");
         let mut engine = Engine::new(config, &identity, seed, self.now);
@@ -436,6 +437,8 @@ impl Sim {
                 Output::NetworkReady { .. }
                 | Output::MemberUp { .. }
                 | Output::MemberDown { .. }
+                | Output::Lost(_)
+                | Output::Twin { .. }
                 | Output::Persist => {}
             }
         }

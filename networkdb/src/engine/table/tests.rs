@@ -39,6 +39,7 @@ fn write(table: &Table, number: u32, time: u64, owner: &Arc<Owner>, body: &Body)
         owner,
         body,
         expires: 99,
+        counted: true,
     })
 }
 
@@ -130,6 +131,38 @@ fn a_tombstone_keeps_its_expiry_and_is_removed_when_due() {
     let due = |record: &RecordRef<'_>| record.body() == (Body::Tombstone, Some(99));
     assert!(table.remove_if(key(1).as_str(), due));
     assert_eq!((table.len(), table.digest()), (0, Digest::default()));
+}
+
+#[test]
+fn a_faded_tombstone_is_in_no_digest_until_it_is_renewed() {
+    let (table, a) = (table(), owner("a"));
+    write(&table, 1, 1, &a, &Body::Tombstone);
+    let digest = table.digest();
+    assert!(!table.renew(key(1).as_str(), 500));
+    table.fade(key(1).as_str(), 98);
+    assert_eq!(table.digest(), digest);
+    table.fade(key(1).as_str(), 99);
+    assert_eq!(table.digest(), Digest::default());
+    assert!(table.renew(key(1).as_str(), 500));
+    assert_eq!(table.digest(), digest);
+    let renewed = |record: &RecordRef<'_>| record.body() == (Body::Tombstone, Some(500));
+    assert!(table.remove_if(key(1).as_str(), renewed));
+}
+
+#[test]
+fn an_owners_records_fade_together() {
+    let (table, a, b) = (table(), owner("a"), owner("b"));
+    write(&table, 1, 1, &b, &value("v"));
+    let without = table.digest();
+    for number in 2..40 {
+        write(&table, number, 1, &a, &value("v"));
+    }
+    let with = table.digest();
+    table.count_all_of(&a, false);
+    assert_eq!(table.digest(), without);
+    assert_eq!(sum(&table.range_digests(3)), without);
+    table.count_all_of(&a, true);
+    assert_eq!(table.digest(), with);
 }
 
 proptest! {
