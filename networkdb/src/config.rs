@@ -21,7 +21,7 @@ pub struct Config {
     pub suspicion: Duration,
     /// How often membership updates are gossiped while there are some. Default 100 ms.
     pub member_gossip_period: Duration,
-    /// How often members that failed are called, in case they are back. Default 5 s.
+    /// How often members that failed are called at least, in case they are back; at first every 300 ms. Default 5 s.
     pub reconnect_period: Duration,
     /// How often the bootstrap list is tried while one of its addresses is no live member. Grows up to tenfold while
     /// other members are alive. Default 1 s.
@@ -58,6 +58,8 @@ pub struct Config {
     pub reap_interval: Duration,
     /// How long failed and left nodes are remembered, with what they hide. Default 24 h.
     pub node_reap_interval: Duration,
+    /// How often the log tells the size of every network and the health score. Default 5 min.
+    pub stats_period: Duration,
     /// Largest value in bytes; at most 1 MiB. Default 64 KiB.
     pub value_bytes_max: usize,
     /// Entries, tombstones included, in one network. Default 16 Mi.
@@ -170,6 +172,7 @@ impl Config {
             streams_max: 64,
             reap_interval: Duration::from_secs(30 * 60),
             node_reap_interval: Duration::from_secs(24 * 3_600),
+            stats_period: Duration::from_secs(5 * 60),
             value_bytes_max: 64 * 1_024,
             entries_max: 16 << 20,
             tables_max: 1_024,
@@ -238,6 +241,7 @@ impl Config {
             ("digest_period", self.digest_period),
             ("stream_timeout", self.stream_timeout),
             ("reap_interval", self.reap_interval),
+            ("stats_period", self.stats_period),
         ] {
             if period < Duration::from_millis(1) {
                 return refuse(field, format!("{period:?}"), "at least 1ms");

@@ -29,16 +29,16 @@ const FAREWELL_MAX: Duration = Duration::from_secs(2);
 const NOISE_BYTES_MAX: u64 = 10 << 20;
 
 #[test]
-fn killed_agent_returns_under_its_node_id() -> Result<()> {
-    kill_and_restart(|_, agent| {
+fn killed_agent_without_state_returns_under_its_node_id_and_its_entries_are_dead() -> Result<()> {
+    kill_and_restart(&["after"], |_, agent| {
         let port = agent.map_or(0, |agent| agent.gossip.port()).to_string();
         ["--node-id", "n3", "--bind-port", &port].map(str::to_owned)
     })
 }
 
 #[test]
-fn killed_agent_returns_with_its_state_directory() -> Result<()> {
-    kill_and_restart(|dir, _| {
+fn killed_agent_with_state_resumes_and_its_entries_are_back_without_a_write() -> Result<()> {
+    kill_and_restart(&["after", "before"], |dir, _| {
         let dir = dir.join("state").to_string_lossy().into_owned();
         ["--state-dir", &dir, "--bind-port", "0"].map(str::to_owned)
     })
@@ -273,8 +273,12 @@ fn demo_shows_entries_on_all_nodes_and_ends_on_interrupt() -> Result<()> {
     Ok(())
 }
 
-/// Kills one of three agents, looks what the others make of it, and starts it again with the same arguments.
-fn kill_and_restart(identity: impl Fn(&Path, Option<&Agent>) -> [String; 4]) -> Result<()> {
+/// Kills one of three agents, looks what the others make of it, and starts it again with the same arguments; in the end
+/// the `left` entries are on all.
+fn kill_and_restart(
+    left: &[&str],
+    identity: impl Fn(&Path, Option<&Agent>) -> [String; 4],
+) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let agents = attached(2, &[])?;
     let join = agents[0].gossip.to_string();
@@ -311,10 +315,9 @@ fn kill_and_restart(identity: impl Fn(&Path, Option<&Agent>) -> [String; 4]) -> 
         returning.elapsed()
     ));
     returned.create(TABLE, "after", "value")?;
-    for agent in &agents {
-        until("the new write", SOON, || {
-            Ok(agent.table(TABLE)?.contains_key("after"))
-        })?;
+    let left: Vec<(&str, &str)> = left.iter().map(|key| (*key, "value")).collect();
+    for agent in agents.iter().chain([&returned]) {
+        agent.shows(TABLE, &left)?;
     }
     Ok(())
 }

@@ -254,6 +254,7 @@ impl Engine {
         self.cluster.set(&member.node, node);
         self.roster.set_member(&member.node, None);
         self.stats.members_failed += 1;
+        self.expect_return(now);
         self.close_streams_to(member.addr, now);
         self.refresh_node(&member.node, now);
         self.outputs.push_back(Output::MemberDown {

@@ -27,6 +27,8 @@ use crate::id::{Generation, NetworkId};
 
 /// Failed members called at a time.
 const RECONNECT_MEMBERS: usize = 2;
+/// Shortest pause between two calls.
+const RECONNECT_MIN: Duration = Duration::from_millis(300);
 /// Addresses in the bootstrap list.
 const BOOTSTRAP_MAX: usize = 64;
 /// How much longer the pause gets at most while other members are alive.
@@ -38,6 +40,13 @@ pub(crate) struct Bootstrap {
     addrs: Vec<SocketAddr>,
     timer_set: bool,
     backoff: u32,
+}
+
+/// When members that failed are called.
+#[derive(Debug, Default)]
+pub(crate) struct Returns {
+    last_failure: Option<Instant>,
+    timer_set: bool,
 }
 
 impl Engine {
@@ -94,15 +103,22 @@ impl Engine {
         self.schedule_rejoin();
     }
 
-    pub(crate) fn schedule_reconnect(&mut self) {
-        let jitter = self.rng.random_range(0.8..1.2);
-        let after: Duration = self.config.reconnect_period.mul_f64(jitter);
-        self.set_timer(after, TimerKind::Reconnect);
+    /// A member has failed: call it soon, and go on.
+    pub(crate) fn expect_return(&mut self, now: Instant) {
+        self.returns.last_failure = Some(now);
+        if !self.returns.timer_set {
+            self.returns.timer_set = true;
+            self.set_timer(RECONNECT_MIN, TimerKind::Reconnect);
+        }
     }
 
-    /// Calls some members that failed.
-    pub(crate) fn reconnect(&mut self) {
+    /// Calls some members that failed; the longer ago the last failure, the less often.
+    pub(crate) fn reconnect(&mut self, now: Instant) {
+        self.returns.timer_set = false;
         let failed = self.cluster.failed();
+        if failed.is_empty() {
+            return;
+        }
         let some: Vec<Member> = failed
             .sample(&mut self.rng, RECONNECT_MEMBERS)
             .cloned()
@@ -110,7 +126,15 @@ impl Engine {
         for member in some {
             self.swim(|swim| swim.call(member));
         }
-        self.schedule_reconnect();
+        let since = self
+            .returns
+            .last_failure
+            .map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        let longest = self.config.reconnect_period.max(RECONNECT_MIN);
+        let pause = (since / 100).clamp(RECONNECT_MIN, longest);
+        let jitter = self.rng.random_range(0.8..1.2);
+        self.returns.timer_set = true;
+        self.set_timer(pause.mul_f64(jitter), TimerKind::Reconnect);
     }
 
     /// Leaves the cluster: every member is told, everything known of it is dropped, and a new run begins that may join

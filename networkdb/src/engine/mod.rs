@@ -111,6 +111,17 @@ pub struct Persistent {
     pub attachments: Vec<(NetworkId, LamportTime)>,
 }
 
+/// Size of a network on this node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NetworkStats {
+    /// Records held, tombstones and other dead ones included.
+    pub entries: usize,
+    /// Events that wait to be pushed.
+    pub queue: usize,
+    /// Events received by push since the network was joined.
+    pub events: u64,
+}
+
 /// Who a node is when it starts.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -146,6 +157,7 @@ pub struct Engine {
     pushes: Pushes,
     streams: Streams,
     bootstrap: join::Bootstrap,
+    returns: join::Returns,
     store: Arc<Store>,
     roster: Arc<Roster>,
     rng: StdRng,
@@ -182,6 +194,7 @@ impl Engine {
             pushes: Pushes::default(),
             streams: Streams::default(),
             bootstrap: join::Bootstrap::default(),
+            returns: join::Returns::default(),
             store: Arc::new(Store::default()),
             roster,
             rng,
@@ -194,7 +207,6 @@ impl Engine {
         engine.resume(&identity.attachments, now);
         engine.schedule_digest_round();
         engine.schedule_reap();
-        engine.schedule_reconnect();
         engine.settle(now);
         engine
     }
@@ -262,7 +274,7 @@ impl Engine {
             TimerKind::FirstSync(network) => self.try_first_sync(&network, now),
             TimerKind::StreamIdle(stream) => self.stream_idle(stream, now),
             TimerKind::Rejoin => self.rejoin(now),
-            TimerKind::Reconnect => self.reconnect(),
+            TimerKind::Reconnect => self.reconnect(now),
             TimerKind::Reap => self.reap(now),
         }
     }
@@ -356,12 +368,15 @@ impl Engine {
         &self.stats
     }
 
-    /// Returns the number of records held in a network, dead ones included, and of events that wait to be pushed; `None`
-    /// when this node is not attached.
+    /// Returns the size of a network, `None` when this node is not attached.
     #[must_use]
-    pub fn network_stats(&self, network: &NetworkId) -> Option<(usize, usize)> {
+    pub fn network_stats(&self, network: &NetworkId) -> Option<NetworkStats> {
         let local = self.networks.get(network)?;
-        Some((local.entries, self.pushes.waiting(network)))
+        Some(NetworkStats {
+            entries: local.entries,
+            queue: self.pushes.waiting(network),
+            events: local.events,
+        })
     }
 
     /// Returns what has to be kept over restarts.

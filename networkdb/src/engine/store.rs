@@ -114,6 +114,8 @@ pub(crate) struct LocalNetwork {
     pub tables: Arc<NetworkTables>,
     /// Records held, dead ones included.
     pub entries: usize,
+    /// Events received by push.
+    pub events: u64,
     pub owners: BTreeMap<(NodeId, Stamp), LocalOwner>,
     /// When tombstones expire, by engine millisecond.
     pub expiries: BTreeSet<(u64, TableName, Key)>,
@@ -138,6 +140,9 @@ impl Engine {
     /// Applies a record that was pushed and relays it if it was news.
     pub(crate) fn receive_pushed(&mut self, record: &TableRecord, now: Instant) {
         self.stats.events_received += 1;
+        if let Some(local) = self.networks.get_mut(&record.network) {
+            local.events += 1;
+        }
         if !self.apply_record(record, Source::Push, now) {
             self.stats.events_stale += 1;
         }

@@ -13,9 +13,11 @@ use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::report::Report;
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
-use super::{NetworkStats, Refusals, StopReason};
+use super::{Refusals, StopReason};
+use crate::engine::NetworkStats;
 use crate::engine::{
     Engine, Input, JoinToken, NetworkError, Output, Persistent, StreamId, Timer, WriteError,
 };
@@ -106,6 +108,8 @@ pub(crate) struct Driver {
     pub listening: Vec<JoinHandle<()>>,
     /// Ends when the last state is on disk.
     pub storing: Option<JoinHandle<()>>,
+    /// The periodic lines in the log.
+    pub report: Report,
     /// Another process runs under this node's id.
     pub twin: Option<SocketAddr>,
     /// Told why the node has stopped by itself.
@@ -154,6 +158,7 @@ impl Driver {
         let closed = loop {
             let timers = &self.state.timers;
             let deadline = timers.first_key_value().map(|((at, _), _)| *at);
+            let deadline = deadline.into_iter().chain(self.report.due).min();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(Command::Close(done)) => break Some(done),
@@ -169,7 +174,10 @@ impl Driver {
                     self.event(event);
                     self.more_events();
                 }
-                () = sleep_until(deadline) => self.expire(),
+                () = sleep_until(deadline) => {
+                    self.expire();
+                    self.report.log_if_due(&self.engine, now());
+                }
             }
             self.drain().await;
             if let Some(addr) = self.twin {
@@ -275,12 +283,7 @@ impl Driver {
                 *self.context.keyring.write() = Some(keyring);
                 reply(to, ());
             }
-            Command::NetworkStats(network, to) => reply(
-                to,
-                engine
-                    .network_stats(&network)
-                    .map(|(entries, queue)| NetworkStats { entries, queue }),
-            ),
+            Command::NetworkStats(network, to) => reply(to, engine.network_stats(&network)),
             Command::Stats(to) => reply(to, self.stats()),
             Command::Close(to) => reply(to, ()),
         }

@@ -24,12 +24,14 @@ use crate::wire::frame::SealError;
 
 mod address;
 mod driver;
+mod report;
 mod start;
 mod state_dir;
 mod tcp;
 mod udp;
 mod watch;
 
+pub use crate::engine::NetworkStats;
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use start::StartError;
 pub use state_dir::StateDirError;
@@ -162,15 +164,6 @@ pub struct Peer {
     pub id: NodeId,
     /// Its advertised address.
     pub addr: SocketAddr,
-}
-
-/// Size of a network on this node.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct NetworkStats {
-    /// Records held, tombstones and other dead ones included.
-    pub entries: usize,
-    /// Events that wait to be pushed.
-    pub queue: usize,
 }
 
 /// Datagrams that the driver could not take.

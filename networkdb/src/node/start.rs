@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::address::{self, AdvertiseError};
 use super::driver::{self, Driver, State as DriverState};
+use super::report::Report;
 use super::state_dir::{State, StateDir, StateDirError};
 use super::{
     BindError, ConfigError, Lost, NetworkDb, NodeConfig, Refusals, StopReason, random_bytes, tcp,
@@ -278,6 +279,11 @@ fn spawn(
         listening,
         storing: ends.storing,
         stopped: ends.stopped,
+        report: Report::new(
+            &config.hostname,
+            config.protocol.stats_period,
+            driver::now(),
+        ),
         twin: None,
         state: DriverState::default(),
     };
