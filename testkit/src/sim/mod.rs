@@ -120,6 +120,9 @@ struct Node {
     joined: usize,
 }
 
+/// How often [`Sim::run_until`] looks at first; later a twentieth of the time that has passed.
+const LOOK_PERIOD: Duration = Duration::from_millis(1);
+
 /// A running simulation.
 #[derive(Debug)]
 pub struct Sim {
@@ -345,18 +348,15 @@ impl Sim {
         mut holds: impl FnMut(&Self) -> bool,
     ) -> Option<Duration> {
         let (from, until) = (self.now, self.now + budget);
-        let mut next_look = self.now;
         loop {
-            if self.now >= next_look {
-                if holds(self) {
-                    return Some(self.now - from);
-                }
-                next_look = self.now + Duration::from_millis(1);
+            if holds(self) {
+                return Some(self.now - from);
             }
-            if !self.step(until) {
-                self.now = until;
-                return holds(self).then_some(budget);
+            if self.now >= until {
+                return None;
             }
+            let pause = LOOK_PERIOD.max((self.now - from) / 20);
+            self.run_for(pause.min(until - self.now));
         }
     }
 
