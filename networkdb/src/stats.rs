@@ -22,7 +22,8 @@ pub struct Stats {
     pub frames_received: u64,
     /// Bytes of the stream frames received.
     pub frame_bytes_received: u64,
-    /// Datagrams and streams dropped because their seal, key, cluster name or protocol version was not ours.
+    /// Datagrams and streams dropped because their seal, key, cluster name or protocol version was not ours, or because
+    /// their sender did not prove that it had sent them just now.
     pub refused_seal: u64,
     /// Messages dropped because they could not be decoded.
     pub refused_malformed: u64,

@@ -302,7 +302,7 @@ impl Driver {
             frame_bytes_sent: sent.frame_bytes_sent,
             frames_received: sent.frames_received,
             frame_bytes_received: sent.frame_bytes_received,
-            refused_seal: self.refusals.count(),
+            refused_seal: self.refusals.count() + self.seal.unproven(),
             dropped_inbox: self.lost.read(),
             ..*self.engine.stats()
         }
@@ -310,17 +310,10 @@ impl Driver {
 
     fn event(&mut self, event: Event) {
         let input = match event {
-            Event::Datagram { from, datagram } => match self.seal.open(&datagram) {
-                Ok(payload) => {
-                    self.state.sent.datagrams_received += 1;
-                    self.state.sent.datagram_bytes_received += datagram.len() as u64;
-                    Input::Datagram { payload }
-                }
-                Err(error) => {
-                    self.refusals.report(from, error);
-                    return;
-                }
-            },
+            Event::Datagram { from, datagram } => {
+                self.datagram(from, &datagram);
+                return;
+            }
             Event::StreamAccepted {
                 stream,
                 peer,
@@ -341,6 +334,27 @@ impl Driver {
             }
         };
         self.engine.handle(input, now());
+    }
+
+    fn datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+        let opened = self.seal.open(datagram, from, now(), super::random_bytes);
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.refusals.report(from, error);
+                return;
+            }
+        };
+        self.state.sent.datagrams_received += 1;
+        self.state.sent.datagram_bytes_received += datagram.len() as u64;
+        if let Some(reply) = opened.reply {
+            // A challenge or response that is lost is asked for again by the next datagram.
+            let sent = self.socket.try_send_to(&reply, from).is_ok();
+            self.count_sent(sent, reply.len());
+        }
+        for payload in opened.payloads {
+            self.engine.handle(Input::Datagram { payload }, now());
+        }
     }
 
     async fn drain(&mut self) {
@@ -402,17 +416,21 @@ impl Driver {
     }
 
     async fn send(&mut self, to: SocketAddr, payload: &[u8]) {
-        let datagram = self.seal.seal(payload);
+        let datagram = self.seal.seal(payload, now());
         let mut sent = self.socket.try_send_to(&datagram, to);
         if matches!(&sent, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock) {
             sent = self.socket.send_to(&datagram, to).await;
         }
-        match sent {
-            Ok(_) => {
-                self.state.sent.datagrams_sent += 1;
-                self.state.sent.datagram_bytes_sent += datagram.len() as u64;
-            }
-            Err(_) => self.state.sent.datagrams_unsent += 1,
+        self.count_sent(sent.is_ok(), datagram.len());
+    }
+
+    fn count_sent(&mut self, is_sent: bool, bytes: usize) {
+        let sent = &mut self.state.sent;
+        if is_sent {
+            sent.datagrams_sent += 1;
+            sent.datagram_bytes_sent += bytes as u64;
+        } else {
+            sent.datagrams_unsent += 1;
         }
     }
 

@@ -255,6 +255,7 @@ fn spawn(
     let (events, events_waiting) = mpsc::channel(driver::EVENTS_WAITING);
     let (refusals, lost) = (Arc::new(Refusals::default()), Lost::default());
     let cluster = config.protocol.cluster;
+    let node = engine.id().clone();
     let context = tcp::Context {
         cluster: cluster.as_str().into(),
         bound: config.bind.ip(),
@@ -268,7 +269,7 @@ fn spawn(
     ];
     let driver = Driver {
         engine,
-        seal: DatagramSeal::new(&cluster, config.keyring, random_bytes()),
+        seal: DatagramSeal::new(&cluster, &node, config.keyring, random_bytes()),
         socket,
         context,
         commands,

@@ -51,7 +51,7 @@ impl Setup {
 /// Something that will happen to a node.
 #[derive(Debug)]
 enum Happening {
-    Datagram(Bytes),
+    Datagram(SocketAddr, Bytes),
     Timer(Timer),
     Accepted(StreamId, SocketAddr),
     Frame(StreamId, Bytes),
@@ -190,7 +190,7 @@ impl Sim {
         let addr = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + low).into(), 7_946);
         let id = NodeId::new(format!("n{number:04}")).expect("a short name");
         self.by_addr.insert(addr, number);
-        let seal = self.new_seal();
+        let seal = self.new_seal(&id);
         self.nodes.push(Node {
             id,
             addr,
@@ -205,14 +205,14 @@ impl Sim {
         number
     }
 
-    fn new_seal(&mut self) -> DatagramSeal {
-        let boot = self.rng.random();
-        DatagramSeal::new(&self.setup.config.cluster, self.setup.keyring.clone(), boot)
+    fn new_seal(&mut self, id: &NodeId) -> DatagramSeal {
+        let (cluster, keyring) = (&self.setup.config.cluster, self.setup.keyring.clone());
+        DatagramSeal::new(cluster, id, keyring, self.rng.random())
     }
 
     /// Starts a node that is down, without any state of its earlier runs.
     pub fn restart(&mut self, number: usize) {
-        let seal = self.new_seal();
+        let seal = self.new_seal(&self.nodes[number].id.clone());
         let millis = u64::try_from(self.elapsed().as_millis()).expect("a short run") + 1;
         let (random, seed) = (self.rng.random(), self.rng.random());
         let config = self.setup.config.clone().check();
@@ -249,6 +249,11 @@ impl Sim {
                 Happening::Closed(far.stream, error),
             );
         }
+    }
+
+    /// Changes the keys of a node that runs; its next run begins with those of the setup again.
+    pub fn set_keyring(&mut self, number: usize, keyring: Keyring) {
+        self.nodes[number].seal.set_keyring(keyring);
     }
 
     /// Lets a node leave the cluster; it goes on as a cluster of its own.
@@ -382,10 +387,10 @@ impl Sim {
             return;
         };
         let input = match what {
-            Happening::Datagram(datagram) => match node.seal.open(&datagram) {
-                Ok(payload) => Input::Datagram { payload },
-                Err(_) => return,
-            },
+            Happening::Datagram(from, datagram) => {
+                self.open_datagram(number, from, &datagram);
+                return;
+            }
             Happening::Timer(timer) => Input::Timer(timer),
             Happening::Accepted(stream, peer) => Input::StreamAccepted { stream, peer },
             Happening::Frame(stream, payload) => Input::StreamFrame { stream, payload },
@@ -396,6 +401,21 @@ impl Sim {
             }
         };
         engine.handle(input, self.now);
+        self.drain(number);
+    }
+
+    fn open_datagram(&mut self, number: usize, from: SocketAddr, datagram: &[u8]) {
+        let (node, rng) = (&mut self.nodes[number], &mut self.rng);
+        let opened = node.seal.open(datagram, from, self.now, || rng.random());
+        let (Ok(opened), Some(engine)) = (opened, &mut node.engine) else {
+            return;
+        };
+        for payload in opened.payloads {
+            engine.handle(Input::Datagram { payload }, self.now);
+        }
+        if let (Some(reply), Some(to)) = (opened.reply, self.by_addr.get(&from).copied()) {
+            self.deliver(number, to, &reply);
+        }
         self.drain(number);
     }
 
@@ -464,9 +484,14 @@ impl Sim {
         if let Some(sent) = &mut self.sent {
             sent.push((from, to, payload.clone()));
         }
-        let datagram = self.nodes[from].seal.seal(payload);
+        let datagram = self.nodes[from].seal.seal(payload, self.now);
+        self.deliver(from, to, &datagram);
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, datagram: &Bytes) {
+        let addr = self.nodes[from].addr;
         for delay in self.network.deliveries(from, to, &mut self.rng) {
-            let what = Happening::Datagram(datagram.clone());
+            let what = Happening::Datagram(addr, datagram.clone());
             self.schedule(self.now + delay, to, what);
         }
     }
