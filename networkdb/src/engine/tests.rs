@@ -1,5 +1,7 @@
 //! One engine by hand.
 
+mod rules;
+
 use super::*;
 use crate::config::Config;
 
