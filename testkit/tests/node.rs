@@ -307,3 +307,68 @@ async fn a_port_in_use_and_an_unknown_host_are_named() {
     let nobody = node.join(&["127.0.0.1:1".to_owned()]).await.unwrap_err();
     assert!(nobody.to_string().contains("127.0.0.1:1"), "{nobody}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_that_was_far_behind_folds_to_what_readers_see() {
+    const KEYS: usize = 80_000;
+    const WRITERS: usize = 64;
+    let node = start(config()).await;
+    let (network, table) = (network(), table());
+    node.join_network(&network).await.unwrap();
+    let mut watch = node.watch(WatchFilter::default()).await.unwrap();
+    let mut writing = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let (node, network, table) = (node.clone(), network.clone(), table.clone());
+        writing.spawn(async move {
+            for number in (writer..KEYS).step_by(WRITERS) {
+                let name = key(&format!("k{number}"));
+                node.create_entry(&network, &table, &name, "v")
+                    .await
+                    .unwrap();
+                if number % 5 == 0 {
+                    node.delete_entry(&network, &table, &name).await.unwrap();
+                }
+            }
+        });
+    }
+    writing.join_all().await;
+    // The snapshot after the resync is taken while another hundred entries are written.
+    let more = async {
+        for number in 0..100 {
+            let name = key(&format!("late{number}"));
+            node.create_entry(&network, &table, &name, "v")
+                .await
+                .unwrap();
+        }
+    };
+    let entries = KEYS - KEYS / 5 + 100;
+    let folding = async {
+        let (mut seen, mut resyncs) = (std::collections::BTreeMap::new(), 0);
+        while resyncs == 0 || seen.len() < entries {
+            match watch.next().await.expect("the node is not closed") {
+                WatchEvent::Resync => {
+                    resyncs += 1;
+                    seen.clear();
+                }
+                WatchEvent::Change(TableChange {
+                    key,
+                    previous,
+                    value,
+                    ..
+                }) => {
+                    let before = match value {
+                        Some(value) => seen.insert(key, value),
+                        None => seen.remove(&key),
+                    };
+                    assert_eq!(before, previous);
+                }
+            }
+        }
+        (seen, resyncs)
+    };
+    let both = async { tokio::join!(more, folding) };
+    let ((), (seen, resyncs)) = tokio::time::timeout(DEADLINE, both).await.unwrap();
+    assert_eq!(resyncs, 1);
+    let shown = node.table(&network, &table).into_iter();
+    assert!(shown.map(|entry| (entry.key, entry.value)).eq(seen));
+}

@@ -7,6 +7,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::id::Generation;
 
+mod shared;
+
 fn owner(name: &str) -> Arc<Owner> {
     let stamp = Stamp {
         generation: Generation(1),
