@@ -362,6 +362,9 @@ async fn a_watcher_that_was_far_behind_folds_to_what_readers_see() {
                     };
                     assert_eq!(before, previous);
                 }
+                other @ (WatchEvent::Lost(_)
+                | WatchEvent::MemberUp { .. }
+                | WatchEvent::MemberDown { .. }) => panic!("not asked for: {other:?}"),
             }
         }
         (seen, resyncs)
