@@ -66,6 +66,38 @@ fn terminated_agent_takes_its_entries_along_at_once() -> Result<()> {
 }
 
 #[test]
+fn an_agent_that_was_paused_accuses_nobody_and_is_back_at_once() -> Result<()> {
+    let agents = attached(5, &[])?;
+    let paused = &agents[4];
+    paused.create(TABLE, "key", "value")?;
+    let ids = ["n1", "n2", "n3", "n4", "n5"];
+    for seconds in 1..=3 {
+        paused.process.signal(Signal::STOP)?;
+        // What is tested is the pause itself; there is nothing to wait for.
+        std::thread::sleep(Duration::from_secs(seconds));
+        paused.process.signal(Signal::CONT)?;
+        let resumed = now();
+        for agent in &agents {
+            agent.shows(TABLE, &[("key", "value")])?;
+            members(agent, &ids)?;
+        }
+        let back = resumed.elapsed();
+        note(&format!(
+            "paused {seconds} s: all members and entries after {back:.0?}"
+        ));
+        stays("nobody is accused", CALM, || {
+            Ok(agents
+                .iter()
+                .all(|agent| agent.members().is_ok_and(|members| members == ids)))
+        })?;
+    }
+    let accused = |line: &String| line.contains("member failed");
+    let accusations: Vec<_> = paused.process.log().into_iter().filter(accused).collect();
+    ensure!(accusations.is_empty(), "{accusations:?}");
+    Ok(())
+}
+
+#[test]
 fn clusters_with_different_keys_never_merge() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let [ours, theirs] = ["ours", "theirs"].map(|name| dir.path().join(name));
