@@ -40,6 +40,16 @@ pub(crate) struct Bootstrap {
     addrs: Vec<SocketAddr>,
     timer_set: bool,
     backoff: u32,
+    /// This node has left and was not told to join since.
+    is_out: bool,
+}
+
+impl Bootstrap {
+    /// Whether this node has left. Others may not know that yet, or try their own bootstrap lists: until it is told to join
+    /// again nobody can draw it in.
+    pub(crate) fn is_out(&self) -> bool {
+        self.is_out
+    }
 }
 
 /// When members that failed are called.
@@ -52,6 +62,7 @@ pub(crate) struct Returns {
 impl Engine {
     /// Joins the cluster of the node at an address; one [`Output::Joined`] with the token follows.
     pub fn join(&mut self, addr: SocketAddr, token: JoinToken, now: Instant) {
+        self.bootstrap.is_out = false;
         self.start_push_pull(addr, Some(token), now);
         self.settle(now);
     }
@@ -59,6 +70,7 @@ impl Engine {
     /// Sets the addresses that are tried again and again while they are no live members.
     pub fn set_bootstrap(&mut self, mut addrs: Vec<SocketAddr>, now: Instant) {
         addrs.truncate(BOOTSTRAP_MAX);
+        self.bootstrap.is_out &= addrs.is_empty();
         self.bootstrap.addrs = addrs;
         self.bootstrap.backoff = 1;
         if !self.bootstrap.timer_set {
@@ -178,6 +190,7 @@ impl Engine {
         self.attachments = Attachments::default();
         self.pushes = Pushes::default();
         self.bootstrap.addrs.clear();
+        self.bootstrap.is_out = true;
         self.outputs.push_back(Output::Persist);
         tracing::debug!(at = ?now.saturating_duration_since(self.started), "left the cluster");
     }

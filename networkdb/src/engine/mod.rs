@@ -214,6 +214,10 @@ impl Engine {
     /// Handles one input; drain [`Engine::poll_output`] afterwards.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
+            Input::Datagram { .. } if self.bootstrap.is_out() => {}
+            Input::StreamAccepted { stream, .. } if self.bootstrap.is_out() => {
+                self.outputs.push_back(Output::CloseStream { stream });
+            }
             Input::Datagram { payload } => self.datagram(payload, now),
             Input::Timer(timer) => self.timer(timer, now),
             Input::StreamAccepted { stream, peer } => self.stream_accepted(stream, peer, now),

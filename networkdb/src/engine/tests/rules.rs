@@ -349,6 +349,30 @@ fn a_push_pull_carries_the_clocks() {
 }
 
 #[test]
+fn a_node_that_left_is_not_drawn_in_by_others() {
+    // Seed 7 of the simulator: a member that had missed the farewell called the node, which answered.
+    let mut rig = Rig::new();
+    rig.engine.leave(rig.now);
+    rig.outputs();
+    let stream = StreamId::Incoming(1);
+    let peer = ([127, 0, 0, 1], 1).into();
+    rig.engine
+        .handle(Input::StreamAccepted { stream, peer }, rig.now);
+    assert!(matches!(rig.outputs()[..], [Output::CloseStream { .. }]));
+    rig.receive(&Message::ClusterDigest {
+        node: node("z"),
+        digest: Digest(1),
+    });
+    assert_eq!(rig.engine.stats().digests_different, 0);
+    rig.engine.set_bootstrap(vec![peer], rig.now);
+    rig.receive(&Message::ClusterDigest {
+        node: node("z"),
+        digest: Digest(1),
+    });
+    assert_eq!(rig.engine.stats().digests_different, 1);
+}
+
+#[test]
 fn a_poisoned_time_is_refused_and_counted() {
     let mut rig = Rig::new();
     rig.receive(&Message::Table(live(
