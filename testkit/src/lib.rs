@@ -2,8 +2,12 @@
 //!
 //! * [`sim`] runs many engines in one thread over a virtual network and clock; the same seed gives the same run.
 //! * [`fuzz`] is what the fuzz targets run.
+//! * [`op`] is what can be done to such a cluster, [`model`] what should come of it, [`check`] whether it does.
 //! * [`e2e`] starts the real `networkdb` program and talks to it over loopback.
 
+pub mod check;
 pub mod e2e;
 pub mod fuzz;
+pub mod model;
+pub mod op;
 pub mod sim;

@@ -2,25 +2,42 @@
 //!
 //! One loop over a heap ordered by (time, sequence number). Datagrams pass through the real seals as bytes. Nothing reads
 //! a clock or a random generator of its own, so a seed names a run, byte for byte.
+//!
+//! | file | is |
+//! |---|---|
+//! | `queue` | what will happen |
+//! | `node` | one host: engine, clock, disk, what waits while it is stopped |
+//! | `net` | delay, loss, blocks, clogs, changed bytes, the eavesdropper |
+//! | `drive` | does what engines want done |
+//! | `life` | start, crash, pause, join, leave |
+//! | `fault` | the random choice of faults and operations of a seed |
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{Engine, Identity, Input, Lookup, Output, StreamId, TableChange, Timer};
+use networkdb::engine::{Engine, Lookup};
 use networkdb::wire::frame::DatagramSeal;
-use networkdb::{Config, Generation, Key, Keyring, LamportTime, NetworkId, NodeId, TableName};
+use networkdb::{Config, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+mod drive;
+pub mod fault;
+mod life;
 mod net;
+mod node;
+mod queue;
 #[cfg(test)]
 mod tests;
 
 pub use net::Conditions;
-use net::Network;
+pub use node::{Disk, RATE_TRUE};
+
+use net::{Network, Recorder};
+use node::{Clock, Node, Pace};
+use queue::{Happening, Queue};
 
 /// How to make a simulation.
 #[derive(Clone, Debug)]
@@ -48,77 +65,8 @@ impl Setup {
     }
 }
 
-/// Something that will happen to a node.
-#[derive(Debug)]
-enum Happening {
-    Datagram(SocketAddr, Bytes),
-    Timer(Timer),
-    Accepted(StreamId, SocketAddr),
-    Frame(StreamId, Bytes),
-    FrameSent(StreamId),
-    Closed(StreamId, Option<String>),
-}
-
-#[derive(Debug)]
-struct Scheduled {
-    at: Instant,
-    sequence: u64,
-    node: usize,
-    /// The run of the node that it is meant for.
-    run: u64,
-    what: Happening,
-}
-
-impl Scheduled {
-    fn order(&self) -> (Instant, u64) {
-        (self.at, self.sequence)
-    }
-}
-
-impl PartialEq for Scheduled {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl Eq for Scheduled {}
-
-impl PartialOrd for Scheduled {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Scheduled {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.order().cmp(&other.order())
-    }
-}
-
-/// The other end of a stream, and when the last frame sent to it arrives.
-#[derive(Debug)]
-struct Far {
-    node: usize,
-    run: u64,
-    stream: StreamId,
-    busy_until: Instant,
-}
-
 /// What a watcher of a node has been told, folded.
 pub type Seen = BTreeMap<(NetworkId, TableName, Key), Bytes>;
-
-#[derive(Debug)]
-struct Node {
-    id: NodeId,
-    addr: SocketAddr,
-    /// `None` while the node is down.
-    engine: Option<Engine>,
-    seal: DatagramSeal,
-    run: u64,
-    streams: BTreeMap<StreamId, Far>,
-    seen: Seen,
-    joined: usize,
-}
 
 /// How often [`Sim::run_until`] looks at first; later a twentieth of the time that has passed.
 const LOOK_PERIOD: Duration = Duration::from_millis(1);
@@ -129,14 +77,16 @@ pub struct Sim {
     setup: Setup,
     start: Instant,
     now: Instant,
-    sequence: u64,
+    queue: Queue,
     next_stream: u64,
-    heap: BinaryHeap<Reverse<Scheduled>>,
     nodes: Vec<Node>,
     by_addr: BTreeMap<SocketAddr, usize>,
     network: Network,
+    recorder: Option<Recorder>,
     rng: StdRng,
     steps: u64,
+    /// What an engine did that no engine may ever do.
+    offence: Option<String>,
     /// Every datagram sent, when asked to keep them: sender, receiver, payload before sealing.
     pub sent: Option<Vec<(usize, usize, Bytes)>>,
 }
@@ -160,12 +110,13 @@ impl Sim {
             setup,
             start: now,
             now,
-            sequence: 0,
+            queue: Queue::default(),
             next_stream: 0,
-            heap: BinaryHeap::new(),
             nodes: Vec::new(),
             by_addr: BTreeMap::new(),
+            recorder: None,
             steps: 0,
+            offence: None,
             sent: None,
         }
     }
@@ -200,6 +151,14 @@ impl Sim {
             streams: BTreeMap::new(),
             seen: Seen::new(),
             joined: 0,
+            clock: Clock::new(self.now),
+            rate: RATE_TRUE,
+            pace: Pace::Running,
+            disk: None,
+            disk_before: None,
+            bootstrap: Vec::new(),
+            timers: 0,
+            met_twin: false,
         });
         self.restart(number);
         number
@@ -210,73 +169,18 @@ impl Sim {
         DatagramSeal::new(cluster, id, keyring, self.rng.random())
     }
 
-    /// Starts a node that is down, without any state of its earlier runs.
-    pub fn restart(&mut self, number: usize) {
-        let seal = self.new_seal(&self.nodes[number].id.clone());
-        let millis = u64::try_from(self.elapsed().as_millis()).expect("a short run") + 1;
-        let (random, seed) = (self.rng.random(), self.rng.random());
-        let config = self.setup.config.clone().check();
-        let node = &mut self.nodes[number];
-        let identity = Identity {
-            node: node.id.clone(),
-            advertise: node.addr,
-            generation: Generation::after(Generation(0), millis, random),
-            epoch: millis,
-            network_time: LamportTime(0),
-            table_time: LamportTime(0),
-            attachments: Vec::new(),
-        };
-        let config = config.expect("the settings of a simulation are valid");
-        let mut engine = Engine::new(config, &identity, seed, self.now);
-        engine.set_watching(true);
-        node.run += 1;
-        node.seal = seal;
-        node.seen.clear();
-        node.engine = Some(engine);
-        self.drain(number);
-    }
-
-    /// Stops a node without a word.
-    pub fn crash(&mut self, number: usize) {
-        self.nodes[number].engine = None;
-        let streams = std::mem::take(&mut self.nodes[number].streams);
-        for far in streams.into_values() {
-            let error = Some("connection reset".to_owned());
-            let at = self.now + self.network.delay(&mut self.rng);
-            self.schedule_run(
-                at,
-                (far.node, far.run),
-                Happening::Closed(far.stream, error),
-            );
-        }
-    }
-
-    /// Changes the keys of a node that runs; its next run begins with those of the setup again.
-    pub fn set_keyring(&mut self, number: usize, keyring: Keyring) {
-        self.nodes[number].seal.set_keyring(keyring);
-    }
-
-    /// Lets a node leave the cluster; it goes on as a cluster of its own.
-    pub fn leave(&mut self, number: usize) {
-        self.with(number, |engine, now| engine.leave(now));
-    }
-
-    /// Lets one node join through another.
-    pub fn join(&mut self, number: usize, through: usize) {
-        let addr = self.nodes[through].addr;
-        self.with(number, |engine, now| {
-            engine.set_bootstrap(vec![addr], now);
-        });
-    }
-
-    /// Calls a node's engine and does what it wants done. Does nothing while the node is down.
+    /// Calls a node's engine and does what it wants done. Does nothing while the node is down or stopped.
     pub fn with<T>(
         &mut self,
         number: usize,
         call: impl FnOnce(&mut Engine, Instant) -> T,
     ) -> Option<T> {
-        let now = self.now;
-        let result = call(self.nodes[number].engine.as_mut()?, now);
+        if !self.is_running(number) {
+            return None;
+        }
+        let node = &mut self.nodes[number];
+        let now = node.clock.read(self.now);
+        let result = call(node.engine.as_mut()?, now);
         self.drain(number);
         Some(result)
     }
@@ -287,16 +191,67 @@ impl Sim {
         self.nodes[number].engine.as_ref().expect("the node is up")
     }
 
+    /// Returns a node's engine, `None` while it is down.
+    #[must_use]
+    pub fn engine_if_up(&self, number: usize) -> Option<&Engine> {
+        self.nodes[number].engine.as_ref()
+    }
+
     /// Returns a node's id.
     #[must_use]
     pub fn id(&self, number: usize) -> &NodeId {
         &self.nodes[number].id
     }
 
+    /// Returns the number of nodes, up or not.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether datagrams are sealed.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.setup.keyring.is_some()
+    }
+
+    /// Returns the settings of every node.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.setup.config
+    }
+
     /// Returns what a watcher of a node would have folded together.
     #[must_use]
     pub fn seen(&self, number: usize) -> &Seen {
         &self.nodes[number].seen
+    }
+
+    /// Returns how many timers of a node are set.
+    #[must_use]
+    pub fn timers(&self, number: usize) -> usize {
+        self.nodes[number].timers
+    }
+
+    /// Returns how many streams of a node are open.
+    #[must_use]
+    pub fn streams(&self, number: usize) -> usize {
+        self.nodes[number].streams.len()
+    }
+
+    /// Whether a node was told to stop because another process has its id.
+    #[must_use]
+    pub fn met_twin(&self, number: usize) -> bool {
+        self.nodes[number].met_twin
+    }
+
+    /// Takes what an engine did that no engine may ever do, if one did.
+    pub fn take_offence(&mut self) -> Option<String> {
+        self.offence.take()
+    }
+
+    fn offend(&mut self, what: String) {
+        self.offence.get_or_insert(what);
     }
 
     /// Lists the nodes that are up.
@@ -315,6 +270,16 @@ impl Sim {
                 self.network.set_blocked(*b, *a, true);
             }
         }
+    }
+
+    /// Blocks or opens one direction between two nodes.
+    pub fn set_blocked(&mut self, from: usize, to: usize, is_blocked: bool) {
+        self.network.set_blocked(from, to, is_blocked);
+    }
+
+    /// Makes everything sent over a link later than what was sent before.
+    pub fn clog(&mut self, from: usize, to: usize, growth: Duration) {
+        self.network.clog(from, to, growth);
     }
 
     /// Opens all links.
@@ -342,8 +307,18 @@ impl Sim {
     /// Lets virtual time pass.
     pub fn run_for(&mut self, time: Duration) {
         let until = self.now + time;
-        while self.step(until) {}
+        while self.step(until).is_some() {}
         self.now = until;
+    }
+
+    /// Lets the next thing happen until some time after the start; returns the node that it happened to.
+    pub fn step_until(&mut self, elapsed: Duration) -> Option<usize> {
+        let until = self.start + elapsed;
+        let node = self.step(until);
+        if node.is_none() {
+            self.now = self.now.max(until);
+        }
+        node
     }
 
     /// Lets virtual time pass until the condition holds; returns how long that took, `None` when the budget was spent.
@@ -365,74 +340,20 @@ impl Sim {
         }
     }
 
-    /// Lets the next thing happen, unless it is later than `until`.
-    fn step(&mut self, until: Instant) -> bool {
-        if self.heap.peek().is_none_or(|next| next.0.at > until) {
-            return false;
-        }
-        let Some(Reverse(next)) = self.heap.pop() else {
-            return false;
-        };
+    /// Lets the next thing happen, unless it is later than `until`; returns the node that it happened to.
+    fn step(&mut self, until: Instant) -> Option<usize> {
+        let next = self.queue.pop(until)?;
         self.now = next.at;
         self.steps += 1;
         if self.nodes[next.node].run == next.run {
             self.happen(next.node, next.what);
         }
-        true
-    }
-
-    fn happen(&mut self, number: usize, what: Happening) {
-        let node = &mut self.nodes[number];
-        let Some(engine) = &mut node.engine else {
-            return;
-        };
-        let input = match what {
-            Happening::Datagram(from, datagram) => {
-                self.open_datagram(number, from, &datagram);
-                return;
-            }
-            Happening::Timer(timer) => Input::Timer(timer),
-            Happening::Accepted(stream, peer) => Input::StreamAccepted { stream, peer },
-            Happening::Frame(stream, payload) => Input::StreamFrame { stream, payload },
-            Happening::FrameSent(stream) => Input::FrameSent { stream },
-            Happening::Closed(stream, error) => {
-                node.streams.remove(&stream);
-                Input::StreamClosed { stream, error }
-            }
-        };
-        engine.handle(input, self.now);
-        self.drain(number);
-    }
-
-    fn open_datagram(&mut self, number: usize, from: SocketAddr, datagram: &[u8]) {
-        let (node, rng) = (&mut self.nodes[number], &mut self.rng);
-        let opened = node.seal.open(datagram, from, self.now, || rng.random());
-        let (Ok(opened), Some(engine)) = (opened, &mut node.engine) else {
-            return;
-        };
-        for payload in opened.payloads {
-            engine.handle(Input::Datagram { payload }, self.now);
-        }
-        if let (Some(reply), Some(to)) = (opened.reply, self.by_addr.get(&from).copied()) {
-            self.deliver(number, to, &reply);
-        }
-        self.drain(number);
+        Some(next.node)
     }
 
     fn schedule(&mut self, at: Instant, number: usize, what: Happening) {
         let run = self.nodes[number].run;
-        self.schedule_run(at, (number, run), what);
-    }
-
-    fn schedule_run(&mut self, at: Instant, (node, run): (usize, u64), what: Happening) {
-        self.sequence += 1;
-        self.heap.push(Reverse(Scheduled {
-            at,
-            sequence: self.sequence,
-            node,
-            run,
-            what,
-        }));
+        self.queue.push(at, (number, run), what);
     }
 
     /// Does what a node's engine wants done.
@@ -442,112 +363,7 @@ impl Sim {
             let Some(output) = engine.and_then(Engine::poll_output) else {
                 return;
             };
-            match output {
-                Output::SendDatagram { to, payload } => self.send(number, to, &payload),
-                Output::SetTimer { after, timer } => {
-                    self.schedule(self.now + after, number, Happening::Timer(timer));
-                }
-                Output::OpenStream { stream, to } => self.open(number, stream, to),
-                Output::SendFrame { stream, payload } => self.send_frame(number, stream, payload),
-                Output::CloseStream { stream } => self.close(number, stream),
-                Output::Notify(change) => self.see(number, change),
-                Output::Joined { result, .. } => {
-                    self.nodes[number].joined += usize::from(result.is_ok());
-                }
-                Output::NetworkReady { .. }
-                | Output::MemberUp { .. }
-                | Output::MemberDown { .. }
-                | Output::Lost(_)
-                | Output::Twin { .. }
-                | Output::Persist => {}
-            }
-        }
-    }
-
-    fn see(&mut self, number: usize, change: TableChange) {
-        let name = (change.network, change.table, change.key);
-        let seen = &mut self.nodes[number].seen;
-        let before = match change.value {
-            Some(value) => seen.insert(name.clone(), value),
-            None => seen.remove(&name),
-        };
-        assert_eq!(
-            before, change.previous,
-            "a watcher of {number} was told nonsense about {name:?}"
-        );
-    }
-
-    fn send(&mut self, from: usize, to: SocketAddr, payload: &Bytes) {
-        let Some(to) = self.by_addr.get(&to).copied() else {
-            return;
-        };
-        if let Some(sent) = &mut self.sent {
-            sent.push((from, to, payload.clone()));
-        }
-        let datagram = self.nodes[from].seal.seal(payload, self.now);
-        self.deliver(from, to, &datagram);
-    }
-
-    fn deliver(&mut self, from: usize, to: usize, datagram: &Bytes) {
-        let addr = self.nodes[from].addr;
-        for delay in self.network.deliveries(from, to, &mut self.rng) {
-            let what = Happening::Datagram(addr, datagram.clone());
-            self.schedule(self.now + delay, to, what);
-        }
-    }
-
-    fn open(&mut self, from: usize, stream: StreamId, to: SocketAddr) {
-        let delay = self.network.delay(&mut self.rng);
-        let to = self.by_addr.get(&to).copied();
-        let to = to.filter(|to| self.nodes[*to].engine.is_some());
-        let Some(to) = to.filter(|to| !self.network.is_blocked(from, *to)) else {
-            let error = Some("connection refused".to_owned());
-            self.schedule(self.now + delay, from, Happening::Closed(stream, error));
-            return;
-        };
-        self.next_stream += 1;
-        let far_stream = StreamId::Incoming(self.next_stream);
-        let at = self.now + delay;
-        let (near_run, far_run) = (self.nodes[from].run, self.nodes[to].run);
-        let near = Far {
-            node: to,
-            run: far_run,
-            stream: far_stream,
-            busy_until: at,
-        };
-        let far = Far {
-            node: from,
-            run: near_run,
-            stream,
-            busy_until: at,
-        };
-        let peer = self.nodes[from].addr;
-        self.nodes[from].streams.insert(stream, near);
-        self.nodes[to].streams.insert(far_stream, far);
-        self.schedule(at, to, Happening::Accepted(far_stream, peer));
-    }
-
-    /// Frames of a stream arrive in order; on a blocked link they never do.
-    fn send_frame(&mut self, from: usize, stream: StreamId, payload: Bytes) {
-        let delay = self.network.delay(&mut self.rng);
-        let Some(far) = self.nodes[from].streams.get_mut(&stream) else {
-            return;
-        };
-        far.busy_until = far.busy_until.max(self.now + delay);
-        let (at, node, run, far_stream) = (far.busy_until, far.node, far.run, far.stream);
-        self.schedule(self.now, from, Happening::FrameSent(stream));
-        if !self.network.is_blocked(from, node) {
-            self.schedule_run(at, (node, run), Happening::Frame(far_stream, payload));
-        }
-    }
-
-    fn close(&mut self, from: usize, stream: StreamId) {
-        let Some(far) = self.nodes[from].streams.remove(&stream) else {
-            return;
-        };
-        if !self.network.is_blocked(from, far.node) {
-            let at = far.busy_until.max(self.now);
-            self.schedule_run(at, (far.node, far.run), Happening::Closed(far.stream, None));
+            self.perform(number, output);
         }
     }
 
@@ -587,9 +403,14 @@ impl Sim {
     /// Whether all nodes that are up list exactly those as members.
     #[must_use]
     pub fn members_agree(&self) -> bool {
-        let up = self.up();
-        let expected: Vec<&NodeId> = up.iter().map(|number| &self.nodes[*number].id).collect();
-        up.iter().all(|number| {
+        self.lists_exactly(&self.up())
+    }
+
+    /// Whether each of the nodes lists exactly all of them as members.
+    #[must_use]
+    pub fn lists_exactly(&self, nodes: &[usize]) -> bool {
+        let expected: Vec<&NodeId> = nodes.iter().map(|number| &self.nodes[*number].id).collect();
+        nodes.iter().all(|number| {
             let members = self.engine(*number).roster().members();
             members
                 .iter()

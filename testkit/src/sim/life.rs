@@ -1,0 +1,163 @@
+//! How nodes start, stop, pause, join and leave.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use networkdb::engine::{Engine, Identity, Persistent};
+use networkdb::{Generation, Keyring, LamportTime};
+use rand::RngExt as _;
+
+use super::Sim;
+use super::node::{Disk, Pace};
+use super::queue::Happening;
+
+impl Sim {
+    /// Starts a node that is down, without any state of its earlier runs.
+    pub fn restart(&mut self, number: usize) {
+        self.nodes[number].disk = None;
+        self.start(number);
+    }
+
+    /// Starts a node that is down with what its disk holds; it joins the addresses it was last told to join.
+    pub fn start(&mut self, number: usize) {
+        let seal = self.new_seal(&self.nodes[number].id.clone());
+        let (random, seed) = (self.rng.random(), self.rng.random());
+        let elapsed = u64::try_from(self.elapsed().as_millis()).expect("a short run");
+        let config = self.setup.config.clone().check();
+        let config = config.expect("the settings of a simulation are valid");
+        let node = &mut self.nodes[number];
+        node.run += 1;
+        // Later starts are higher, however little time passes between them.
+        let epoch = elapsed + 10 * node.run;
+        let fresh = Persistent {
+            generation: Generation::after(Generation(0), epoch, random),
+            ..Persistent::default()
+        };
+        let state = node.disk.clone().unwrap_or(fresh);
+        let identity = Identity {
+            node: node.id.clone(),
+            advertise: node.addr,
+            generation: state.generation,
+            epoch,
+            network_time: LamportTime(state.network_time_ceiling.0),
+            table_time: LamportTime(state.table_time_ceiling.0),
+            attachments: state.attachments,
+        };
+        let now = node.clock.read(self.now);
+        let mut engine = Engine::new(config, &identity, seed, now);
+        engine.set_watching(true);
+        node.seal = seal;
+        node.seen.clear();
+        node.timers = 0;
+        node.met_twin = false;
+        node.pace = Pace::Running;
+        node.engine = Some(engine);
+        let bootstrap = node.bootstrap.clone();
+        self.drain(number);
+        if !bootstrap.is_empty() {
+            self.with(number, |engine, now| engine.set_bootstrap(bootstrap, now));
+        }
+    }
+
+    /// Stops a node without a word; its disk is kept.
+    pub fn crash(&mut self, number: usize) {
+        self.crash_with(number, Disk::Kept);
+    }
+
+    /// Stops a node without a word.
+    pub fn crash_with(&mut self, number: usize, disk: Disk) {
+        let node = &mut self.nodes[number];
+        node.engine = None;
+        node.pace = Pace::Running;
+        node.clock.set_rate(node.rate, self.now);
+        node.disk = match disk {
+            Disk::Kept => node.disk.take(),
+            Disk::Stale => node.disk_before.take(),
+            Disk::Lost => None,
+        };
+        node.disk_before = None;
+        for far in std::mem::take(&mut self.nodes[number].streams).into_values() {
+            if self.network.is_blocked(number, far.node) {
+                continue;
+            }
+            let error = Some("connection reset".to_owned());
+            let delay = self.network.delay(number, far.node, &mut self.rng);
+            let what = Happening::Closed(far.stream, error);
+            self.queue.push(self.now + delay, (far.node, far.run), what);
+        }
+    }
+
+    /// Returns what a node's disk holds.
+    #[must_use]
+    pub fn disk(&self, number: usize) -> Option<&Persistent> {
+        self.nodes[number].disk.as_ref()
+    }
+
+    /// Whether a node is up and not stopped.
+    #[must_use]
+    pub fn is_running(&self, number: usize) -> bool {
+        let node = &self.nodes[number];
+        node.engine.is_some() && matches!(node.pace, Pace::Running)
+    }
+
+    /// Stops a node as SIGSTOP does: its clock goes on, what arrives waits.
+    pub fn pause(&mut self, number: usize) {
+        if self.is_running(number) {
+            self.nodes[number].pace = Pace::Paused(VecDeque::new());
+        }
+    }
+
+    /// Stops a node together with its clock, as a suspended virtual machine.
+    pub fn suspend(&mut self, number: usize) {
+        if self.is_running(number) {
+            self.nodes[number].pace = Pace::Suspended(VecDeque::new());
+            self.nodes[number].clock.set_rate(0, self.now);
+        }
+    }
+
+    /// Lets a stopped node go on; everything that waited happens at once.
+    pub fn resume(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let waiting = match std::mem::replace(&mut node.pace, Pace::Running) {
+            Pace::Running => return,
+            Pace::Paused(waiting) | Pace::Suspended(waiting) => waiting,
+        };
+        node.clock.set_rate(node.rate, self.now);
+        for what in waiting {
+            self.happen(number, what);
+        }
+    }
+
+    /// Makes a node's clock fast or slow, in thousandths.
+    pub fn set_rate(&mut self, number: usize, rate: u32) {
+        let node = &mut self.nodes[number];
+        node.rate = rate;
+        if !matches!(node.pace, Pace::Suspended(_)) {
+            node.clock.set_rate(rate, self.now);
+        }
+    }
+
+    /// Changes the keys of a node that runs; its next run begins with those of the setup again.
+    pub fn set_keyring(&mut self, number: usize, keyring: Keyring) {
+        self.nodes[number].seal.set_keyring(keyring);
+    }
+
+    /// Lets a node leave the cluster; it goes on as a cluster of its own.
+    pub fn leave(&mut self, number: usize) {
+        self.nodes[number].bootstrap.clear();
+        self.with(number, Engine::leave);
+    }
+
+    /// Lets one node join through another.
+    pub fn join(&mut self, number: usize, through: usize) {
+        self.join_all(number, &[through]);
+    }
+
+    /// Gives a node its bootstrap list.
+    pub fn join_all(&mut self, number: usize, through: &[usize]) {
+        let addrs = through.iter().map(|other| self.nodes[*other].addr);
+        let addrs: Vec<SocketAddr> = addrs.collect();
+        self.nodes[number].bootstrap.clone_from(&addrs);
+        self.with(number, |engine, now| engine.set_bootstrap(addrs, now));
+    }
+}
