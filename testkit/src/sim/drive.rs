@@ -6,8 +6,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use networkdb::engine::{Input, Output, StreamId, TableChange};
 use networkdb::wire::frame::FRAME_BYTES_MAX;
-use rand::{RngExt as _, SeedableRng as _};
 use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::Sim;
 use super::net::{Recorded, Recorder, changed};
