@@ -369,7 +369,15 @@ impl Engine {
     }
 
     /// Takes what another node knows of the cluster.
-    pub(crate) fn import_cluster(&mut self, part: &PushPull, now: Instant) {
+    ///
+    /// The first one that this run has asked for brings the clocks, however far ahead they are: a node without state has no
+    /// time of its own to compare them with.
+    pub(crate) fn import_cluster(&mut self, part: &PushPull, is_asked: bool, now: Instant) {
+        if is_asked && !self.knows_time && self.keeps(Rule::JoinClocks) {
+            let adopted = self.network_clock.adopt(part.network_time).is_ok()
+                && self.table_clock.adopt(part.table_time).is_ok();
+            self.knows_time = adopted;
+        }
         let poisoned = self.keeps(Rule::JoinClocks)
             && (self.network_clock.witness(part.network_time).is_err()
                 || self.table_clock.witness(part.table_time).is_err());

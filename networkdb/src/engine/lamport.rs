@@ -69,6 +69,19 @@ impl LamportClock {
         Ok(())
     }
 
+    /// Moves the clock of a node that knows no time yet to that of the cluster it has chosen to join, however far ahead that
+    /// is.
+    pub(crate) fn adopt(&mut self, time: LamportTime) -> Result<(), TooFarAhead> {
+        if time.0 >= TIME_MAX {
+            return Err(TooFarAhead {
+                time,
+                now: self.now(),
+            });
+        }
+        self.now = self.now.max(time.0);
+        Ok(())
+    }
+
     /// Returns the new ceiling when the stored one no longer covers the clock.
     pub(crate) fn ceiling_to_store(&mut self) -> Option<LamportTime> {
         if self.now < self.ceiling {
@@ -104,6 +117,14 @@ mod tests {
         assert!(clock.witness(LamportTime(u64::MAX)).is_err());
         assert_eq!(clock.now(), LamportTime(5));
         assert!(clock.witness(LamportTime(5 + AHEAD_MAX)).is_ok());
+    }
+
+    #[test]
+    fn a_node_without_state_takes_the_time_of_the_cluster_it_joins() {
+        let mut clock = LamportClock::default();
+        clock.adopt(LamportTime(3 << 40)).unwrap();
+        assert_eq!(clock.now(), LamportTime(3 << 40));
+        assert!(clock.adopt(LamportTime(TIME_MAX)).is_err());
     }
 
     #[test]

@@ -150,6 +150,8 @@ pub struct Engine {
     started: Instant,
     network_clock: LamportClock,
     table_clock: LamportClock,
+    /// A push-pull of this run has brought the cluster's clocks.
+    knows_time: bool,
     membership: Membership,
     cluster: Cluster,
     attachments: Attachments,
@@ -187,6 +189,7 @@ impl Engine {
             started: now,
             network_clock: LamportClock::starting_at(identity.network_time),
             table_clock: LamportClock::starting_at(identity.table_time),
+            knows_time: false,
             cluster: Cluster::of(&member),
             membership: Membership::new(member, config.clone(), swim_rng),
             attachments: Attachments::default(),

@@ -345,7 +345,8 @@ impl Engine {
                 return;
             }
         }
-        self.import_cluster(part, now);
+        let is_asked = matches!(id, StreamId::Outgoing(_));
+        self.import_cluster(part, is_asked, now);
         if let Some(sender) = part.members.first().and_then(Membership::member) {
             self.meet_twin(&sender);
         }

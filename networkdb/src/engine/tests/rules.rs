@@ -343,7 +343,7 @@ fn a_push_pull_carries_the_clocks() {
         attachments: Vec::new(),
         more: false,
     };
-    rig.engine.import_cluster(&part, rig.now);
+    rig.engine.import_cluster(&part, false, rig.now);
     rig.create("k", "v");
     assert_eq!(rig.time_of("k"), 8_001);
 }

@@ -1,6 +1,6 @@
 //! What stands before every datagram and stream: protocol version, cluster, key, and the seal.
 //!
-//! Datagram without keys: `version 0x01 | 0x00 | cluster tag 8 | payload`.
+//! Datagram without keys: `version 0x01 | 0x00 | cluster tag 8 | checksum 8 | payload`.
 //! Datagram with keys: `version 0x01 | mode | key id 4 | boot id 16 | counter 8 | AES-256-GCM(payload)`; mode is 0x01 for
 //! a payload of the engine, 0x02 for a challenge, 0x03 for its response.
 //!
