@@ -81,7 +81,7 @@ fn run(args: &Args, seed: u64) -> Report {
     let is_sealed = setup.keyring.is_some();
     let mut world = match World::new(setup, size.nodes, size.networks) {
         Ok(world) => world,
-        Err(failure) => return failed(seed, &size, &failure.to_string(), &[]),
+        Err(failure) => return failed(seed, &size, &format!("{failure}"), &[]),
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| swarm.run(&mut world)));
     let why = match outcome {
@@ -92,7 +92,7 @@ fn run(args: &Args, seed: u64) -> Report {
                 is_good: true,
             };
         }
-        Ok(Err(failure)) => failure.to_string(),
+        Ok(Err(failure)) => format!("{failure}; {} faults {}", kind(is_sealed), names(&swarm)),
         Err(_) => {
             let at = world.sim.elapsed();
             let what = "a node panicked, see standard error".to_owned();
@@ -108,8 +108,16 @@ fn run(args: &Args, seed: u64) -> Report {
     failed(seed, &size, &why, &world.story)
 }
 
-fn summary(seed: u64, size: &Size, world: &World, swarm: &Swarm, is_sealed: bool) -> String {
+fn kind(is_sealed: bool) -> &'static str {
+    if is_sealed { "sealed" } else { "plain" }
+}
+
+fn names(swarm: &Swarm) -> String {
     let faults: Vec<String> = swarm.faults.iter().map(ToString::to_string).collect();
+    faults.join(",")
+}
+
+fn summary(seed: u64, size: &Size, world: &World, swarm: &Swarm, is_sealed: bool) -> String {
     let entries: usize = (0..size.nodes)
         .filter_map(|node| world.sim.engine_if_up(node))
         .flat_map(|engine| {
@@ -128,8 +136,8 @@ fn summary(seed: u64, size: &Size, world: &World, swarm: &Swarm, is_sealed: bool
         world.steps(),
         world.sim.steps(),
         world.sim.elapsed().as_secs_f64(),
-        if is_sealed { "sealed" } else { "plain" },
-        faults.join(","),
+        kind(is_sealed),
+        names(swarm),
     )
 }
 

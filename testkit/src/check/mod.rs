@@ -28,6 +28,9 @@ const TIMERS_BASE: usize = 1_000;
 /// Steps between two comparisons of what a watcher and a reader see.
 const WATCH_EVERY: u64 = 256;
 
+/// Tables of the keys with even and with odd numbers.
+const TABLES: [&str; 2] = ["even", "odd"];
+
 /// A broken invariant.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -101,7 +104,7 @@ impl World {
             model: Model::default(),
             story: Vec::new(),
             networks: (0..networks).map(name).collect(),
-            tables: [table("even"), table("odd")],
+            tables: TABLES.map(table),
             held: (0..nodes).map(|_| BTreeMap::new()).collect(),
             in_cluster: vec![true; nodes],
             is_spoiled: false,
@@ -201,7 +204,8 @@ impl World {
         let peers = self.held.len() + self.networks.len();
         let timers = self.sim.timers(node);
         if timers > TIMERS_BASE + TIMERS_PER_PEER * peers {
-            return Err(self.failure(7, format!("n{node} has {timers} timers set")));
+            let kinds = self.sim.timer_kinds(node);
+            return Err(self.failure(7, format!("n{node} has {timers} timers set: {kinds:?}")));
         }
         let streams = self.sim.streams(node);
         // Those just refused are still on their way to be closed.
@@ -312,7 +316,7 @@ fn versions_in(tables: &NetworkTables) -> BTreeMap<usize, Version> {
     let mut found = BTreeMap::new();
     for table in tables.tables() {
         table.walk(|record| {
-            if let Some(key) = key_number(record.key()) {
+            if let Some(key) = key_number(table.name(), record.key()) {
                 found.insert(key, record.version());
             }
         });
@@ -320,8 +324,10 @@ fn versions_in(tables: &NetworkTables) -> BTreeMap<usize, Version> {
     found
 }
 
-fn key_number(key: &str) -> Option<usize> {
-    key.strip_prefix('k')?.parse().ok()
+/// The number of a key of a scenario, if it lies in the table that such keys lie in.
+fn key_number(table: &TableName, key: &str) -> Option<usize> {
+    let number: usize = key.strip_prefix('k')?.parse().ok()?;
+    (table.as_str() == TABLES[number % 2]).then_some(number)
 }
 
 /// What a reader sees of the keys of a scenario.
@@ -329,7 +335,8 @@ fn visible_in(tables: &NetworkTables) -> BTreeMap<usize, (Bytes, u64)> {
     let mut visible = BTreeMap::new();
     for table in tables.tables() {
         table.walk(|record| {
-            if let (Some(key), Some(value)) = (key_number(record.key()), record.value()) {
+            let key = key_number(table.name(), record.key());
+            if let (Some(key), Some(value)) = (key, record.value()) {
                 let hash = value_hash(value);
                 visible.insert(key, (Bytes::copy_from_slice(value), hash));
             }

@@ -233,6 +233,18 @@ impl Sim {
         self.nodes[number].timers
     }
 
+    /// Counts the timers of a node by what they are for.
+    #[must_use]
+    pub fn timer_kinds(&self, number: usize) -> BTreeMap<String, usize> {
+        let mut kinds = BTreeMap::new();
+        for timer in self.queue.timers(number, self.nodes[number].run) {
+            let name = format!("{timer:?}");
+            let name: String = name.chars().filter(|c| c.is_alphabetic()).collect();
+            *kinds.entry(name).or_default() += 1;
+        }
+        kinds
+    }
+
     /// Returns how many streams of a node are open.
     #[must_use]
     pub fn streams(&self, number: usize) -> usize {

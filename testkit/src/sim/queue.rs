@@ -87,4 +87,20 @@ impl Queue {
         }
         self.heap.pop().map(|Reverse(next)| next)
     }
+
+    /// Lists the timers set by one run of a node.
+    pub(super) fn timers(&self, node: usize, run: u64) -> impl Iterator<Item = &Timer> {
+        let of_node = move |next: &&Reverse<Scheduled>| next.0.node == node && next.0.run == run;
+        self.heap
+            .iter()
+            .filter(of_node)
+            .filter_map(|next| match &next.0.what {
+                Happening::Timer(timer, _) => Some(timer),
+                Happening::Datagram { .. }
+                | Happening::Accepted(..)
+                | Happening::Frame(..)
+                | Happening::FrameSent(_)
+                | Happening::Closed(..) => None,
+            })
+    }
 }
