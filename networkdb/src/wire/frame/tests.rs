@@ -502,8 +502,8 @@ proptest! {
         drop(Node::new(1, None).open_from(2, &bytes, start()));
     }
 
-    /// Datagrams of two runs of a sender reach two runs of a receiver in any order and number, replies get lost: the
-    /// engine of each receiver gets every payload at most once, and none that is older than it may be.
+    /// Datagrams of two runs of a sender reach a receiver in any order and number, and replies get lost: its engine gets
+    /// every payload at most once. A receiver that restarts gets none again that is older than three seconds.
     #[test]
     fn no_order_of_recordings_gets_past_the_challenge(
         steps in proptest::collection::vec((0..7_u8, any::<usize>()), 1..200)
