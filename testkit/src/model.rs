@@ -232,21 +232,25 @@ impl Model {
     #[must_use]
     pub fn demand(&self, network: usize, key: usize) -> Option<(u64, usize)> {
         let all = self.by_key.get(&(network, key))?;
-        let counts = |id: &&WriteId| {
-            let write = &self.writes[**id];
-            write.was_spread || write.kills.is_empty() || !write.holders.is_empty()
+        let is_demanded = |write: &&Write| {
+            self.sessions.get(&(write.place.node, network)) == Some(&write.session)
+                && write.kills.is_empty()
+                && !write.version.tombstone
+                && !write.was_lost
+                && !write.has_expired
+                && !write.is_unsure
         };
-        let all = all.iter().filter(counts);
-        let latest = all.max_by_key(|id| &self.writes[**id].version)?;
-        let write = &self.writes[*latest];
-        let session = self.sessions.get(&(write.place.node, network)).copied();
-        let is_demanded = session == Some(write.session)
-            && write.kills.is_empty()
-            && !write.version.tombstone
-            && !write.was_lost
-            && !write.has_expired
-            && !write.is_unsure;
-        is_demanded.then_some((write.version.value_hash, write.place.node))
+        let demanded = all.iter().map(|id| &self.writes[*id]).filter(is_demanded);
+        let write = demanded.max_by(|a, b| a.version.cmp(&b.version))?;
+        // A write by another that is higher may win, unless nobody else ever had it and it is gone. What an earlier run
+        // of the same node wrote may not: the node issues its write again.
+        let may_beat = |other: &Write| {
+            other.version > write.version
+                && (other.place.node != write.place.node || other.session == write.session)
+                && (other.was_spread || other.kills.is_empty() || !other.holders.is_empty())
+        };
+        let is_beaten = all.iter().any(|id| may_beat(&self.writes[*id]));
+        (!is_beaten).then_some((write.version.value_hash, write.place.node))
     }
 
     /// Lists the keys that were ever written.

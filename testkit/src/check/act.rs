@@ -69,6 +69,7 @@ impl World {
 
     /// Operations that change how nodes run and what the network does, and nothing else.
     fn disturb(&mut self, op: &Op) {
+        self.is_skewed |= matches!(op, Op::Rate(..) | Op::Suspend(_));
         match *op {
             Op::Pause(node) => self.sim.pause(node),
             Op::Suspend(node) => self.sim.suspend(node),

@@ -62,7 +62,8 @@ impl std::error::Error for Failure {}
 #[derive(Debug)]
 struct Held {
     tables: Arc<NetworkTables>,
-    digest: Digest,
+    /// Digest and number of records: those about to expire are in the number only.
+    digest: (Digest, usize),
     versions: BTreeMap<usize, Version>,
 }
 
@@ -81,6 +82,8 @@ pub struct World {
     in_cluster: Vec<bool>,
     /// Bytes that count may have come from nobody, so nothing can be said of the data.
     is_spoiled: bool,
+    /// Clocks did not all go alike.
+    is_skewed: bool,
     steps: usize,
 }
 
@@ -108,6 +111,7 @@ impl World {
             held: (0..nodes).map(|_| BTreeMap::new()).collect(),
             in_cluster: vec![true; nodes],
             is_spoiled: false,
+            is_skewed: false,
             steps: 0,
         };
         world.run_until("the cluster did not form", Self::members_are_true)?;
@@ -187,7 +191,7 @@ impl World {
         }
         let changed: Vec<usize> = self.held[node]
             .iter()
-            .filter(|(_, held)| held.tables.digest() != held.digest)
+            .filter(|(_, held)| digest_of(&held.tables) != held.digest)
             .map(|(network, _)| *network)
             .collect();
         for network in changed {
@@ -221,7 +225,7 @@ impl World {
             return Ok(());
         };
         let found = versions_in(&held.tables);
-        held.digest = held.tables.digest();
+        held.digest = digest_of(&held.tables);
         let before = std::mem::replace(&mut held.versions, found.clone());
         let place = |key| Place { node, network, key };
         for (key, old) in &before {
@@ -298,7 +302,7 @@ impl World {
             if let Some(tables) = tables {
                 let held = Held {
                     tables,
-                    digest: Digest::default(),
+                    digest: (Digest::default(), 0),
                     versions: BTreeMap::new(),
                 };
                 self.held[node].insert(network, held);
@@ -309,6 +313,10 @@ impl World {
     fn table_of(&self, key: usize) -> &TableName {
         &self.tables[key % 2]
     }
+}
+
+fn digest_of(tables: &NetworkTables) -> (Digest, usize) {
+    (tables.digest(), tables.len())
 }
 
 /// The versions of all keys of a scenario that are held; other keys are not the model's.

@@ -136,10 +136,15 @@ impl Sim {
 
     /// Adds a node that is up and knows nobody; returns its number.
     pub fn add_node(&mut self) -> usize {
+        let id = NodeId::new(format!("n{:04}", self.nodes.len())).expect("a short name");
+        self.add_node_as(id)
+    }
+
+    /// Adds a node under some id, perhaps one that another has; returns its number.
+    pub fn add_node_as(&mut self, id: NodeId) -> usize {
         let number = self.nodes.len();
         let low = u32::try_from(number).expect("fewer than 2^32 nodes") + 1;
         let addr = SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + low).into(), 7_946);
-        let id = NodeId::new(format!("n{number:04}")).expect("a short name");
         self.by_addr.insert(addr, number);
         let seal = self.new_seal(&id);
         self.nodes.push(Node {
