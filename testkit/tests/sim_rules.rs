@@ -244,7 +244,6 @@ fn a_write_beaten_by_an_earlier_run_of_its_own_node_is_issued_again() {
 
 /// C11. Two processes with one id: the later run goes on, the earlier one is told to stop.
 #[test]
-#[ignore = "issue 3, known gap: the two never speak to each other, so neither stops"]
 fn of_two_processes_with_one_id_the_earlier_run_stops() {
     let mut sim = Sim::cluster(Setup::new(1), 3);
     sim.run_for(Duration::from_secs(5));
@@ -252,10 +251,29 @@ fn of_two_processes_with_one_id_the_earlier_run_stops() {
     sim.join(twin, 0);
     let told = sim.run_until(Duration::from_secs(60), |sim| sim.met_twin(2));
     assert!(told.is_some(), "the earlier run goes on");
+    sim.run_for(Duration::from_secs(30));
     assert!(
         !sim.met_twin(twin),
         "the later run was told to stop as well"
     );
+    assert!(sim.members_agree());
+}
+
+/// The other side of C11: the later run was an earlier process at another address, and nobody answers there any more.
+#[test]
+fn a_node_that_hears_of_a_later_run_elsewhere_that_is_gone_goes_on_above_it() {
+    let mut sim = Sim::cluster(Setup::new(2), 3);
+    sim.run_for(Duration::from_secs(5));
+    sim.partition(&[2], &[0, 1]);
+    let elsewhere = sim.add_node_as(sim.id(2).clone());
+    sim.partition(&[2], &[elsewhere]);
+    sim.join(elsewhere, 0);
+    sim.run_for(Duration::from_secs(10));
+    sim.crash(elsewhere);
+    sim.heal();
+    let agreed = sim.run_until(Duration::from_secs(60), Sim::members_agree);
+    assert!(agreed.is_some(), "the node that is left is no member");
+    assert!(!sim.met_twin(2));
 }
 
 /// C12. The limit of the promise: a delete by another node holds for the reap interval, the owner may bring it back later.

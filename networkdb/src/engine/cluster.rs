@@ -378,16 +378,15 @@ impl Engine {
                 && self.table_clock.adopt(part.table_time).is_ok();
             self.knows_time = adopted;
         }
-        let poisoned = self.keeps(Rule::JoinClocks)
-            && (self.network_clock.witness(part.network_time).is_err()
-                || self.table_clock.witness(part.table_time).is_err());
-        if poisoned {
-            self.stats.refused_clock += 1;
+        if self.keeps(Rule::JoinClocks) && !self.follow_clocks(part.network_time, part.table_time) {
             return;
         }
         let imported = self.membership.import(&part.members);
         match imported {
-            Ok(malformed) => self.stats.refused_malformed += malformed,
+            Ok(imported) => {
+                self.stats.refused_malformed += imported.malformed;
+                self.ask_twin(imported.claim, now);
+            }
             Err(_) => self.stats.swim_errors += 1,
         }
         self.drain_membership(now);
@@ -397,6 +396,16 @@ impl Engine {
         for attachment in &part.attachments {
             self.apply_attachment(attachment, now);
         }
+    }
+
+    /// Moves both clocks to those of another node; false, and counted, when one of them is too far ahead to take what
+    /// comes with it.
+    pub(crate) fn follow_clocks(&mut self, network: LamportTime, table: LamportTime) -> bool {
+        let network = self.network_clock.follow(network);
+        let table = self.table_clock.follow(table);
+        let followed = network.is_ok() && table.is_ok();
+        self.stats.refused_clock += u64::from(!followed);
+        followed
     }
 
     /// Digest of all node records and attachments.

@@ -2,8 +2,10 @@
 //!
 //! A clock ticks on every local write and witnesses every time it receives, so that a write is always later than
 //! everything its writer has seen. A time that is more than [`AHEAD_MAX`] ahead is refused, or one forged packet could
-//! bring every clock of the cluster to its end. The state directory holds a ceiling of both clocks, so that a restarted
-//! node does not write with times it has used before; the ceiling is moved in steps of [`RESERVE`].
+//! bring every clock of the cluster to its end. Others may have taken several such times, each within the limit of the one
+//! before; who is left behind by more than the limit follows their clocks in steps of [`AHEAD_MAX`], one a message. The
+//! state directory holds a ceiling of both clocks, so that a restarted node does not write with times it has used before;
+//! the ceiling is moved in steps of [`RESERVE`].
 //!
 //! Invariant: a clock never moves back. Implements `docs/ALGORITHM.md`, section "Clocks".
 
@@ -69,6 +71,20 @@ impl LamportClock {
         Ok(())
     }
 
+    /// Moves the clock to the time that another node's clock shows; one that is too far ahead is refused, and followed by
+    /// one step of [`AHEAD_MAX`].
+    ///
+    /// Clocks of honest nodes can be further apart than one step: each may have taken a different forged time. Without the
+    /// step they would refuse each other for ever.
+    pub(crate) fn follow(&mut self, time: LamportTime) -> Result<(), TooFarAhead> {
+        let followed = self.witness(time);
+        if followed.is_err() && time.0 < TIME_MAX {
+            // Still below `time`, or it would have been taken.
+            self.now += AHEAD_MAX;
+        }
+        followed
+    }
+
     /// Moves the clock of a node that knows no time yet to that of the cluster it has chosen to join, however far ahead that
     /// is.
     pub(crate) fn adopt(&mut self, time: LamportTime) -> Result<(), TooFarAhead> {
@@ -101,6 +117,19 @@ impl LamportClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_left_far_behind_follows_in_steps_but_never_to_the_end_of_time() {
+        let mut clock = LamportClock::default();
+        let far = LamportTime(5 * AHEAD_MAX / 2);
+        assert!(clock.follow(far).is_err());
+        assert_eq!(clock.now(), LamportTime(AHEAD_MAX));
+        assert!(clock.follow(far).is_err());
+        assert_eq!(clock.follow(far), Ok(()));
+        assert_eq!(clock.now(), far);
+        assert!(clock.follow(LamportTime(TIME_MAX)).is_err());
+        assert_eq!(clock.now(), far);
+    }
 
     #[test]
     fn a_tick_is_later_than_everything_witnessed() {

@@ -36,7 +36,7 @@ pub struct Member {
 }
 
 impl Member {
-    fn precedence(&self) -> (Generation, u64, SocketAddr) {
+    pub(crate) fn precedence(&self) -> (Generation, u64, SocketAddr) {
         (self.generation, self.epoch, self.addr)
     }
 }
@@ -84,6 +84,15 @@ impl SwimTimer {
     pub(crate) fn is_probe(&self) -> bool {
         matches!(self.0, foca::Timer::ProbeRandomMember(_))
     }
+}
+
+/// What came of the members of a push-pull.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Imported {
+    /// How many were not understood.
+    pub malformed: u64,
+    /// A live member with this node's id, at another address and in a later run.
+    pub claim: Option<Member>,
 }
 
 /// Why bytes were not understood or not taken.
@@ -294,8 +303,8 @@ impl Membership {
             .collect()
     }
 
-    /// Takes the members of a push-pull; what is news is gossiped on. Returns how many were not understood.
-    pub(crate) fn import(&mut self, members: &[Bytes]) -> Result<u64, SwimError> {
+    /// Takes the members of a push-pull; what is news is gossiped on.
+    pub(crate) fn import(&mut self, members: &[Bytes]) -> Result<Imported, SwimError> {
         let mut malformed = 0;
         let decoded: Vec<foca::Member<Member>> = members
             .iter()
@@ -309,13 +318,18 @@ impl Membership {
             // A third party's word that somebody is down is left to gossip, where the node itself can refute it.
             .filter(|member: &foca::Member<Member>| member.state() != foca::State::Down)
             .collect();
+        let me = self.foca.identity();
+        let is_claim = |member: &&Member| {
+            member.node == me.node && member.addr != me.addr && member.win_addr_conflict(me)
+        };
+        let claim = decoded.iter().map(foca::Member::id).find(is_claim).cloned();
         let is_news_to_others = self.foca.num_members() > 0;
         let result =
             self.foca
                 .apply_many(decoded.into_iter(), is_news_to_others, &mut self.runtime);
         self.resize();
         result.map_err(SwimError)?;
-        Ok(malformed)
+        Ok(Imported { malformed, claim })
     }
 
     /// Returns the next thing to do, oldest first.
@@ -409,7 +423,7 @@ mod tests {
     #[test]
     fn members_survive_export_and_import() {
         let (a, mut b) = (membership("a"), membership("b"));
-        assert_eq!(b.import(&a.export()).unwrap(), 0);
+        assert_eq!(b.import(&a.export()).unwrap().malformed, 0);
         assert_eq!(ups(&mut b), [member("a", 1)]);
     }
 
@@ -430,7 +444,8 @@ mod tests {
     fn hostile_packets_are_errors() {
         let mut a = membership("a");
         assert!(a.handle_packet(&[0xff; 300]).is_err());
-        assert_eq!(a.import(&[Bytes::from_static(b"\xff\xff")]).unwrap(), 1);
+        let imported = a.import(&[Bytes::from_static(b"\xff\xff")]).unwrap();
+        assert_eq!(imported.malformed, 1);
     }
 
     #[test]

@@ -160,6 +160,7 @@ pub struct Engine {
     streams: Streams,
     bootstrap: join::Bootstrap,
     returns: join::Returns,
+    twins: refute::Twins,
     store: Arc<Store>,
     roster: Arc<Roster>,
     rng: StdRng,
@@ -198,6 +199,7 @@ impl Engine {
             streams: Streams::default(),
             bootstrap: join::Bootstrap::default(),
             returns: join::Returns::default(),
+            twins: refute::Twins::default(),
             store: Arc::new(Store::default()),
             roster,
             rng,
@@ -288,7 +290,10 @@ impl Engine {
 
     fn swim_packet(&mut self, packet: &[u8]) {
         if let Some(sender) = Membership::sender(packet) {
-            self.meet_twin(&sender);
+            if self.meet_twin(&sender) {
+                return;
+            }
+            self.warn_outdated(&sender);
         }
         self.swim(|swim| swim.handle_packet(packet));
     }

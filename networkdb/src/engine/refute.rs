@@ -6,9 +6,13 @@
 //!   except in the first 5/6 of a reap interval after the first sync of a resumed run, where it is taken as found.
 //! * A live entry of this run that is beaten by a record of an earlier run of this node is written anew.
 //!
+//! * Another process under this node's id: of the two, the lower run stops. Records alone cannot tell it from an earlier run
+//!   of this node, so a node that hears of a later run elsewhere asks there before it puts itself above.
+//!
 //! A refutation keeps the Lamport time of what it refutes and wins by stamp or tombstone: it beats exactly that, and never
 //! what another node wrote since. Implements `docs/ALGORITHM.md`, section "Self-refutation".
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::event::{AttachmentRecord, Body, NodeRecord, TableRecord, WriteKind};
@@ -24,6 +28,15 @@ pub(crate) enum Answer {
     Take,
     /// Write this instead.
     Write(Box<TableRecord>),
+}
+
+/// The search for another process under this node's id.
+#[derive(Debug, Default)]
+pub(crate) struct Twins {
+    /// Where it is said to run, and which run it is.
+    asking: Option<(SocketAddr, Generation)>,
+    /// Where this was said last and nobody of that id answered.
+    absent: Option<(SocketAddr, Generation)>,
 }
 
 impl Engine {
@@ -121,7 +134,7 @@ impl Engine {
 
     /// Answers what another node says of an attachment of this node.
     pub(crate) fn refute_attachment(&mut self, record: &AttachmentRecord, now: Instant) {
-        if !self.keeps(Rule::SelfRefutation) {
+        if !self.keeps(Rule::SelfRefutation) || self.twins.asking.is_some() {
             return;
         }
         let known = self.attachments.get(&record.network, &self.me);
@@ -147,7 +160,8 @@ impl Engine {
     /// Answers what another node says of this node's run; `left` of the current one is untrue by its own witness.
     pub(crate) fn refute_node(&mut self, record: &NodeRecord, now: Instant) {
         let is_above = (record.generation, record.left) > (self.generation, false);
-        if is_above && self.keeps(Rule::SelfRefutation) {
+        // While a twin is looked for, its records are not answered; they come again.
+        if is_above && self.keeps(Rule::SelfRefutation) && self.twins.asking.is_none() {
             self.raise_generation(record.generation, now);
         }
     }
@@ -226,15 +240,53 @@ impl Engine {
         entries
     }
 
-    /// Looks whether a message comes from another process that uses this node's id; the lower run stops.
-    pub(crate) fn meet_twin(&mut self, other: &Member) {
+    /// Looks whether a message comes from another process that uses this node's id, and says so; the lower run stops.
+    pub(crate) fn meet_twin(&mut self, other: &Member) -> bool {
         let me = self.membership.me();
-        if other.node != self.me || other == me {
-            return;
+        if other.node != self.me || other.addr == me.addr {
+            return false;
         }
-        let order = |member: &Member| (member.generation, member.epoch, member.addr);
-        if order(other) > order(me) && other.addr != me.addr {
+        if other.precedence() > me.precedence() {
             self.outputs.push_back(Output::Twin { addr: other.addr });
+        }
+        true
+    }
+
+    /// A process speaks under an id whose later run is up elsewhere, and nobody would ever talk to it: what it hears of
+    /// the cluster tells it so.
+    pub(crate) fn warn_outdated(&mut self, sender: &Member) {
+        let known = self.cluster.get(&sender.node);
+        let later = known.and_then(|known| known.member.as_ref());
+        let is_outdated = later.is_some_and(|later| {
+            later.addr != sender.addr
+                && later.generation > sender.generation
+                && self.cluster.at(later.addr) == Some(&sender.node)
+        });
+        if is_outdated {
+            self.send_cluster_digest(sender.addr);
+        }
+    }
+
+    /// Somebody lists a live member with this node's id, elsewhere and in a later run: a twin, or an earlier run of this
+    /// node whose clock was ahead. Asks there, because only a message from the twin itself makes this node stop.
+    pub(crate) fn ask_twin(&mut self, claim: Option<Member>, now: Instant) {
+        let Some(claim) = claim else {
+            return;
+        };
+        let run = (claim.addr, claim.generation);
+        if self.twins.asking.is_none() && self.twins.absent != Some(run) {
+            self.twins.asking = Some(run);
+            self.start_push_pull(claim.addr, None, now);
+            if !self.is_exchanging_with(claim.addr) {
+                self.twins.asking = None;
+            }
+        }
+    }
+
+    /// An exchange with an address has ended, and this node still runs: if a twin was looked for there, there is none.
+    pub(crate) fn asked_twin(&mut self, peer: SocketAddr) {
+        if let Some(run) = self.twins.asking.take_if(|(addr, _)| *addr == peer) {
+            self.twins.absent = Some(run);
         }
     }
 }

@@ -242,6 +242,7 @@ impl Engine {
         match stream.purpose {
             Purpose::Unknown => {}
             Purpose::PushPull { joins } => {
+                self.asked_twin(stream.peer);
                 if is_done {
                     self.stats.push_pulls_completed += 1;
                 } else {
@@ -328,6 +329,12 @@ impl Engine {
         }
     }
 
+    /// Whether the cluster's state is being exchanged with an address.
+    pub(crate) fn is_exchanging_with(&self, peer: SocketAddr) -> bool {
+        let mut open = self.streams.open.values();
+        open.any(|open| open.peer == peer && matches!(open.purpose, Purpose::PushPull { .. }))
+    }
+
     fn cluster_frames(&self, now: Instant) -> VecDeque<Bytes> {
         let parts = self.export_cluster(now);
         parts.iter().map(Message::encode).collect()
@@ -346,9 +353,10 @@ impl Engine {
             }
         }
         let is_asked = matches!(id, StreamId::Outgoing(_));
-        self.import_cluster(part, is_asked, now);
-        if let Some(sender) = part.members.first().and_then(Membership::member) {
-            self.meet_twin(&sender);
+        // Before what it says counts: a twin's records would make this node go on above it.
+        let sender = part.members.first().and_then(Membership::member);
+        if !sender.is_some_and(|sender| self.meet_twin(&sender)) {
+            self.import_cluster(part, is_asked, now);
         }
         if part.more {
             return;

@@ -358,10 +358,7 @@ impl Engine {
         table_time: LamportTime,
         now: Instant,
     ) {
-        let poisoned = self.network_clock.witness(network_time).is_err()
-            || self.table_clock.witness(table_time).is_err();
-        if poisoned {
-            self.stats.refused_clock += 1;
+        if !self.follow_clocks(network_time, table_time) {
             return;
         }
         for attachment in attachments {

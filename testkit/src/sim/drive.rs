@@ -120,7 +120,10 @@ impl Sim {
                 let state = node.engine.as_ref().map(|engine| engine.persistent());
                 node.disk_before = std::mem::replace(&mut node.disk, state);
             }
-            Output::Twin { .. } => self.nodes[number].met_twin = true,
+            Output::Twin { .. } => {
+                self.nodes[number].met_twin = true;
+                self.crash(number);
+            }
             Output::NetworkReady { .. }
             | Output::MemberUp { .. }
             | Output::MemberDown { .. }
