@@ -3,6 +3,8 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 
+use crate::id::TableName;
+
 /// Settings of the protocol. Start from a preset, change fields, then [`Config::check`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -70,6 +72,9 @@ pub struct Config {
     pub networks_max: usize,
     /// Nodes remembered, dead ones included. Default 16 Ki.
     pub nodes_max: usize,
+    /// Tables in which a key is the id of a node and only that node may write it, in every network. Nodes refuse what others
+    /// write there, so all of them need the same list. Default none.
+    pub owner_only_tables: Vec<TableName>,
     /// Rules that are left out, so that the simulator can show what each of them is for. Never set this elsewhere.
     /// Default none.
     pub left_out: Vec<Rule>,
@@ -178,6 +183,7 @@ impl Config {
             tables_max: 1_024,
             networks_max: 16 << 10,
             nodes_max: 16 << 10,
+            owner_only_tables: Vec::new(),
             left_out: Vec::new(),
         }
     }

@@ -33,6 +33,8 @@ pub struct Stats {
     pub refused_clock: u64,
     /// Table events dropped because this node is not attached to their network.
     pub refused_network: u64,
+    /// Records dropped because only another node may write their key.
+    pub refused_owner: u64,
     /// Records dropped because a limit was reached.
     pub refused_limit: u64,
     /// Incoming datagrams dropped because the engine was behind.

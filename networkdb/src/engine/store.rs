@@ -166,6 +166,10 @@ impl Engine {
             self.stats.refused_network += 1;
             return false;
         }
+        if !self.may_write(&version.owner, &record.table, &record.key) {
+            self.stats.refused_owner += 1;
+            return false;
+        }
         if source != Source::Local && !self.has_room_for(record) {
             self.stats.refused_limit += 1;
             return false;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::event::{Body, TableRecord, WriteKind, value_hash};
 use super::table::Lookup;
 use super::{Engine, Source};
-use crate::id::{Key, NetworkId, TableName, Version};
+use crate::id::{Key, NetworkId, NodeId, TableName, Version};
 
 /// Why a local write was refused. State is unchanged in every case.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -52,6 +52,14 @@ pub enum WriteError {
         /// The limit.
         bytes_max: usize,
     },
+    /// The table is owner-only, and the key is the id of another node.
+    #[error("table {table} is owner-only: entry {key} can be written by node {key} and by no other")]
+    NotOwner {
+        /// The table.
+        table: TableName,
+        /// The key.
+        key: Key,
+    },
     /// A limit of the configuration is reached.
     #[error("the network holds {limit} {what}, which is the limit")]
     Full {
@@ -76,6 +84,7 @@ impl Engine {
         now: Instant,
     ) -> Result<(), WriteError> {
         self.check_value(&value)?;
+        self.check_owner(table, key)?;
         if self.is_visible(network, table, key)? {
             return Err(WriteError::Exists {
                 network: network.clone(),
@@ -103,6 +112,7 @@ impl Engine {
         now: Instant,
     ) -> Result<(), WriteError> {
         self.check_value(&value)?;
+        self.check_owner(table, key)?;
         self.check_visible(network, table, key)?;
         self.write(
             (network, table, key),
@@ -121,6 +131,7 @@ impl Engine {
         key: &Key,
         now: Instant,
     ) -> Result<(), WriteError> {
+        self.check_owner(table, key)?;
         self.check_visible(network, table, key)?;
         self.write(
             (network, table, key),
@@ -140,6 +151,21 @@ impl Engine {
             });
         }
         Ok(())
+    }
+
+    fn check_owner(&self, table: &TableName, key: &Key) -> Result<(), WriteError> {
+        if self.may_write(&self.me, table, key) {
+            return Ok(());
+        }
+        Err(WriteError::NotOwner {
+            table: table.clone(),
+            key: key.clone(),
+        })
+    }
+
+    /// Whether a node may write a key: in an owner-only table, only the one that the key names.
+    pub(crate) fn may_write(&self, node: &NodeId, table: &TableName, key: &Key) -> bool {
+        !self.config.owner_only_tables.contains(table) || node.as_str() == key.as_str()
     }
 
     fn is_visible(

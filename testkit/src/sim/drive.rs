@@ -17,6 +17,9 @@ use super::queue::Happening;
 /// Bytes of a forged datagram that imitates nothing.
 const NOISE_BYTES: usize = 120;
 
+/// Connections that a host takes before its node has seen them, on top of those that the node may have open.
+const BACKLOG: usize = 64;
+
 impl Sim {
     pub(super) fn happen(&mut self, number: usize, what: Happening) {
         let node = &mut self.nodes[number];
@@ -237,7 +240,9 @@ impl Sim {
         let to = self.by_addr.get(&addr).copied();
         let delay = self.network.delay(from, to.unwrap_or(from), &mut self.rng);
         let to = to.filter(|to| self.nodes[*to].engine.is_some());
-        let Some(to) = to.filter(|to| !self.is_cut(from, *to)) else {
+        let room = 2 * self.setup.config.streams_max + BACKLOG;
+        let is_open = |to: &usize| !self.is_cut(from, *to) && self.nodes[*to].streams.len() < room;
+        let Some(to) = to.filter(is_open) else {
             let error = Some("connection refused".to_owned());
             self.schedule(self.now + delay, from, Happening::Closed(stream, error));
             return;
