@@ -11,7 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::broadcast::{Class, Scope, Subject};
-use super::event::{AttachmentRecord, Digest};
+use super::event::AttachmentRecord;
+use super::exchange::RangeSums;
 use super::{Engine, Output, Roster, Rule};
 use crate::id::{LamportTime, NetworkId, NodeId, Stamp};
 use crate::wire::Message;
@@ -57,12 +58,18 @@ pub(crate) struct Attachment {
     pub is_faded: bool,
 }
 
+impl Attachment {
+    fn is_exchanged(&self, now: u64) -> bool {
+        !self.is_faded && self.expires.is_none_or(|at| at > now)
+    }
+}
+
 /// All known attachments.
 #[derive(Debug, Default)]
 pub(crate) struct Attachments {
     networks: BTreeMap<NetworkId, BTreeMap<NodeId, Attachment>>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
-    digest: Digest,
+    sums: RangeSums,
 }
 
 impl Attachments {
@@ -80,8 +87,8 @@ impl Attachments {
         networks.map_or(Vec::new(), |networks| networks.iter().cloned().collect())
     }
 
-    pub(crate) fn digest(&self) -> Digest {
-        self.digest
+    pub(crate) fn sums(&self) -> &RangeSums {
+        &self.sums
     }
 
     /// Lists the attachments for which something holds.
@@ -103,7 +110,7 @@ impl Attachments {
             return false;
         }
         self.remove(&record.network, &record.node);
-        self.digest = self.digest.plus(record.digest());
+        self.sums.plus(&record.node, record.digest());
         let attachment = Attachment {
             stamp: record.stamp,
             left: record.left,
@@ -129,7 +136,8 @@ impl Attachments {
         if let Some(known) = nodes.remove(node)
             && !known.is_faded
         {
-            self.digest = self.digest.minus(record(network, node, &known, 0).digest());
+            let digest = record(network, node, &known, 0).digest();
+            self.sums.minus(node, digest);
         }
         if nodes.is_empty() {
             self.networks.remove(network);
@@ -154,23 +162,28 @@ impl Attachments {
         known.is_faded = renewed.is_none();
         known.expires = renewed.or(known.expires);
         let digest = record(network, node, known, 0).digest();
-        self.digest = match renewed {
-            Some(_) => self.digest.plus(digest),
-            None => self.digest.minus(digest),
-        };
+        match renewed {
+            Some(_) => self.sums.plus(node, digest),
+            None => self.sums.minus(node, digest),
+        }
     }
 
-    /// All attachments, or those of one network, as records to be sent.
-    pub(crate) fn export(&self, only: Option<&NetworkId>, now: u64) -> Vec<AttachmentRecord> {
-        self.networks
-            .iter()
-            .filter(|(network, _)| only.is_none_or(|only| only == *network))
-            .flat_map(|(network, nodes)| {
-                nodes
-                    .iter()
-                    .filter(|(_, known)| !known.is_faded && known.expires.is_none_or(|at| at > now))
-                    .map(move |(node, known)| record(network, node, known, now))
-            })
+    /// The attachments to one network as records to be sent.
+    pub(crate) fn export(&self, network: &NetworkId, now: u64) -> Vec<AttachmentRecord> {
+        let nodes = self.networks.get(network).into_iter().flatten();
+        nodes
+            .filter(|(_, known)| known.is_exchanged(now))
+            .map(|(node, known)| record(network, node, known, now))
+            .collect()
+    }
+
+    /// The attachments of a node as records to be sent.
+    pub(crate) fn export_of(&self, node: &NodeId, now: u64) -> Vec<AttachmentRecord> {
+        let networks = self.by_node.get(node).into_iter().flatten();
+        networks
+            .filter_map(|network| Some((network, self.get(network, node)?)))
+            .filter(|(_, known)| known.is_exchanged(now))
+            .map(|(network, known)| record(network, node, known, now))
             .collect()
     }
 }

@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytes::Bytes;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
 use super::{Engine, TimerKind};
@@ -279,6 +281,11 @@ impl Engine {
         }
     }
 
+    /// The address of a random one of everybody else in the scope.
+    pub(crate) fn random_peer_of(&mut self, scope: &Scope) -> Option<SocketAddr> {
+        self.roster.random_other(scope, &self.me, &mut self.rng)
+    }
+
     pub(crate) fn drop_pushes_of(&mut self, network: &NetworkId) {
         self.pushes.queues.remove(&Scope::Network(network.clone()));
     }
@@ -293,6 +300,12 @@ impl Engine {
             self.send_pushed(&peers, vec![item.message]);
         }
     }
+}
+
+/// Draws one random number, whatever the length.
+fn random_one<T>(mut all: impl Iterator<Item = T> + Clone, rng: &mut StdRng) -> Option<T> {
+    let count = all.clone().count();
+    all.nth(rng.random_range(0..count.max(1)))
 }
 
 impl super::Roster {
@@ -311,6 +324,21 @@ impl super::Roster {
         others
             .filter_map(|id| inner.members.get(id).copied())
             .collect()
+    }
+
+    fn random_other(&self, scope: &Scope, me: &NodeId, rng: &mut StdRng) -> Option<SocketAddr> {
+        let inner = self.inner.read();
+        match scope {
+            Scope::Cluster => {
+                let others = inner.members.iter().filter(|(id, _)| *id != me);
+                random_one(others.map(|(_, addr)| *addr), rng)
+            }
+            Scope::Network(network) => {
+                let nodes = inner.attached.get(network)?;
+                let others = nodes.iter().filter(|id| *id != me);
+                inner.members.get(random_one(others, rng)?).copied()
+            }
+        }
     }
 
     fn attached_count(&self, network: &NetworkId) -> usize {

@@ -5,9 +5,7 @@
 //! hidden and come back with it; a node that left takes its entries with it. A new node id on the address of another means
 //! that the other has left.
 //!
-//! The cluster's state (members, node records, attachments) is compared by digest every few seconds and exchanged as a
-//! whole over a stream when it differs, on join and when a member returns. Implements `docs/ALGORITHM.md`, section
-//! "Nodes".
+//! Implements `docs/ALGORITHM.md`, section "Nodes".
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,10 +13,11 @@ use std::time::Instant;
 
 use super::broadcast::{Class, Scope, Subject};
 use super::event::{Digest, NodeRecord};
+use super::exchange::RangeSums;
 use super::membership::{Member, SwimOutput};
 use super::{Engine, Output, Roster, Rule, Standing};
 use crate::id::{Generation, LamportTime, NodeId};
-use crate::wire::{Message, PushPull};
+use crate::wire::Message;
 
 /// What is known of a node's last run.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,7 +48,7 @@ pub(crate) struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     /// Nodes that are up by their address.
     by_addr: BTreeMap<SocketAddr, NodeId>,
-    digest: Digest,
+    sums: RangeSums,
 }
 
 impl Cluster {
@@ -58,7 +57,7 @@ impl Cluster {
         let mut cluster = Self {
             nodes: BTreeMap::new(),
             by_addr: BTreeMap::new(),
-            digest: Digest::default(),
+            sums: RangeSums::default(),
         };
         cluster.set_up(me);
         cluster
@@ -84,8 +83,17 @@ impl Cluster {
         self.nodes.get(node)
     }
 
-    pub(crate) fn digest(&self) -> Digest {
-        self.digest
+    pub(crate) fn sums(&self) -> &RangeSums {
+        &self.sums
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Whether this very member is up.
+    pub(crate) fn is_up(&self, member: &Member) -> bool {
+        self.member_up(&member.node) == Some(member)
     }
 
     /// What entries written by a run of a node are worth, their attachment being current.
@@ -104,7 +112,7 @@ impl Cluster {
 
     fn set(&mut self, id: &NodeId, node: Node) {
         self.remove(id);
-        self.digest = self.digest.plus(counted_digest(id, &node));
+        self.sums.plus(id, counted_digest(id, &node));
         if let Some(addr) = addr_of(&node) {
             self.by_addr.insert(addr, id.clone());
         }
@@ -115,7 +123,7 @@ impl Cluster {
         let Some(before) = self.nodes.remove(id) else {
             return;
         };
-        self.digest = self.digest.minus(counted_digest(id, &before));
+        self.sums.minus(id, counted_digest(id, &before));
         if let Some(addr) = addr_of(&before)
             && self.by_addr.get(&addr) == Some(id)
         {
@@ -123,12 +131,17 @@ impl Cluster {
         }
     }
 
-    fn export(&self, now: u64) -> Vec<NodeRecord> {
-        self.nodes
-            .iter()
-            .filter(|(_, node)| !node.is_faded && node.expires.is_none_or(|at| at > now))
-            .map(|(id, node)| node_record(id, node, now))
-            .collect()
+    /// The record of a node as it is to be sent, if it is.
+    pub(crate) fn export(&self, id: &NodeId, now: u64) -> Option<NodeRecord> {
+        let node = self.nodes.get(id)?;
+        let is_sent = !node.is_faded && node.expires.is_none_or(|at| at > now);
+        is_sent.then(|| node_record(id, node, now))
+    }
+
+    /// The member of a node that is up.
+    pub(crate) fn member_up(&self, id: &NodeId) -> Option<&Member> {
+        let node = self.nodes.get(id)?;
+        node.member.as_ref().filter(|_| node.status == Status::Up)
     }
 
     /// Members that failed and may be back.
@@ -152,12 +165,17 @@ fn addr_of(node: &Node) -> Option<SocketAddr> {
     (node.status == Status::Up).then_some(member.addr)
 }
 
-/// What a node adds to the digest: nothing once it has faded.
+/// What a node adds to the digest: nothing once it has faded. Where a member is up counts too, so that a node which has
+/// heard of a run but never met it asks.
 fn counted_digest(id: &NodeId, node: &Node) -> Digest {
     if node.is_faded {
         return Digest::default();
     }
-    node_record(id, node, 0).digest()
+    let record = node_record(id, node, 0).digest();
+    match &node.member {
+        Some(member) if node.status == Status::Up => record.plus(member.digest()),
+        Some(_) | None => record,
+    }
 }
 
 fn node_record(id: &NodeId, node: &Node, now: u64) -> NodeRecord {
@@ -171,9 +189,6 @@ fn node_record(id: &NodeId, node: &Node, now: u64) -> NodeRecord {
             .map(|at| std::time::Duration::from_millis(at.saturating_sub(now).max(1))),
     }
 }
-
-/// How many records one push-pull message holds.
-const PUSH_PULL_RECORDS: usize = 500;
 
 impl Engine {
     /// Does what the failure detector asks for and takes what it has found.
@@ -190,6 +205,10 @@ impl Engine {
                 }
                 SwimOutput::Down(member) => self.member_down(&member, now),
             }
+        }
+        if !self.cluster.is_up(self.membership.me()) {
+            // This node was declared down somewhere and has come back under a higher epoch.
+            self.cluster.set_up(&self.membership.me().clone());
         }
     }
 
@@ -337,102 +356,6 @@ impl Engine {
         let subject = Subject::Node(record.node.clone());
         let message = Message::Node(record.clone()).encode();
         self.push(Scope::Cluster, subject, class, message, now);
-    }
-
-    /// Everything this node knows of the cluster, in messages of bounded size.
-    pub(crate) fn export_cluster(&self, now: Instant) -> Vec<Message> {
-        let millis = self.millis(now);
-        let (mut members, mut nodes, mut attachments) = (
-            self.membership.export().into_iter(),
-            self.cluster.export(millis).into_iter(),
-            self.attachments.export(None, millis).into_iter(),
-        );
-        let mut parts = Vec::new();
-        loop {
-            parts.push(PushPull {
-                node: self.me.clone(),
-                network_time: self.network_clock.now(),
-                table_time: self.table_clock.now(),
-                members: members.by_ref().take(PUSH_PULL_RECORDS).collect(),
-                nodes: nodes.by_ref().take(PUSH_PULL_RECORDS).collect(),
-                attachments: attachments.by_ref().take(PUSH_PULL_RECORDS).collect(),
-                more: true,
-            });
-            if members.len() == 0 && nodes.len() == 0 && attachments.len() == 0 {
-                break;
-            }
-        }
-        if let Some(last) = parts.last_mut() {
-            last.more = false;
-        }
-        parts.into_iter().map(Message::PushPull).collect()
-    }
-
-    /// Takes what another node knows of the cluster.
-    ///
-    /// The first one that this run has asked for brings the clocks, however far ahead they are: a node without state has no
-    /// time of its own to compare them with.
-    pub(crate) fn import_cluster(&mut self, part: &PushPull, is_asked: bool, now: Instant) {
-        if is_asked && !self.knows_time && self.keeps(Rule::JoinClocks) {
-            let adopted = self.network_clock.adopt(part.network_time).is_ok()
-                && self.table_clock.adopt(part.table_time).is_ok();
-            self.knows_time = adopted;
-        }
-        if self.keeps(Rule::JoinClocks) && !self.follow_clocks(part.network_time, part.table_time) {
-            return;
-        }
-        let imported = self.membership.import(&part.members);
-        match imported {
-            Ok(imported) => {
-                self.stats.refused_malformed += imported.malformed;
-                self.ask_twin(imported.claim, now);
-            }
-            Err(_) => self.stats.swim_errors += 1,
-        }
-        self.drain_membership(now);
-        for node in &part.nodes {
-            self.apply_node(node, now);
-        }
-        for attachment in &part.attachments {
-            self.apply_attachment(attachment, now);
-        }
-    }
-
-    /// Moves both clocks to those of another node; false, and counted, when one of them is too far ahead to take what
-    /// comes with it.
-    pub(crate) fn follow_clocks(&mut self, network: LamportTime, table: LamportTime) -> bool {
-        let network = self.network_clock.follow(network);
-        let table = self.table_clock.follow(table);
-        let followed = network.is_ok() && table.is_ok();
-        self.stats.refused_clock += u64::from(!followed);
-        followed
-    }
-
-    /// Digest of all node records and attachments.
-    #[must_use]
-    pub fn cluster_digest(&self) -> Digest {
-        self.cluster.digest().plus(self.attachments.digest())
-    }
-
-    pub(crate) fn send_cluster_digest(&mut self, to: SocketAddr) {
-        let message = Message::ClusterDigest {
-            node: self.me.clone(),
-            digest: self.cluster_digest(),
-        };
-        self.send_gossip(to, &message.encode());
-    }
-
-    /// Compares another node's digest of the cluster with ours and exchanges everything when they differ.
-    pub(crate) fn receive_cluster_digest(&mut self, node: &NodeId, digest: Digest, now: Instant) {
-        if digest == self.cluster_digest() {
-            self.stats.digests_equal += 1;
-            return;
-        }
-        self.stats.digests_different += 1;
-        let addr = self.roster.addr(node);
-        if let Some(addr) = addr.filter(|_| *node != self.me) {
-            self.start_push_pull(addr, None, now);
-        }
     }
 
     /// The record of a node that left has met an older one: if it has faded, it is renewed and sent back.

@@ -177,11 +177,7 @@ impl Engine {
         let previous = self.membership.me().clone();
         let random: u16 = self.rng.random();
         self.generation = Generation::after(self.generation, 0, random);
-        let me = Member {
-            generation: self.generation,
-            epoch: previous.epoch + 1,
-            ..previous
-        };
+        let me = previous.in_run(self.generation);
         let rng = StdRng::seed_from_u64(self.rng.random());
         self.roster.clear();
         self.roster.set_member(&self.me, Some(me.addr));

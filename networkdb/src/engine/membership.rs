@@ -18,12 +18,14 @@ use foca::{Foca, Identity, NoCustomBroadcast, Notification, PeriodicParams};
 use rand::rngs::StdRng;
 use serde::{Deserialize, Serialize};
 
+use super::event::Digest;
 use crate::config::CheckedConfig;
 use crate::id::{Generation, NodeId};
 use crate::wire::frame::DATAGRAM_OVERHEAD;
 
 /// A member of the cluster as the failure detector knows it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Encoded")]
 pub struct Member {
     /// The node.
     pub node: NodeId,
@@ -33,16 +35,72 @@ pub struct Member {
     pub generation: Generation,
     /// Rises when the node comes back under the same generation.
     pub epoch: u64,
+    /// Hash of the node's id: `foca` compares it with that of every member, for each update.
+    #[serde(skip)]
+    tag: Digest,
+}
+
+/// What is sent of a [`Member`].
+#[derive(Deserialize)]
+struct Encoded {
+    node: NodeId,
+    addr: SocketAddr,
+    generation: Generation,
+    epoch: u64,
+}
+
+impl From<Encoded> for Member {
+    fn from(encoded: Encoded) -> Self {
+        let Encoded {
+            node,
+            addr,
+            generation,
+            epoch,
+        } = encoded;
+        Self::new(node, addr, generation, epoch)
+    }
 }
 
 impl Member {
+    /// Returns a member; `epoch` must rise when a node comes back under the same generation.
+    #[must_use]
+    pub fn new(node: NodeId, addr: SocketAddr, generation: Generation, epoch: u64) -> Self {
+        Self {
+            tag: Digest::of(&[b"node", node.as_str().as_bytes()]),
+            node,
+            addr,
+            generation,
+            epoch,
+        }
+    }
+
+    /// Hashes the member for the cluster's digest.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&[
+            b"member",
+            self.node.as_str().as_bytes(),
+            self.addr.to_string().as_bytes(),
+            &self.generation.0.to_le_bytes(),
+            &self.epoch.to_le_bytes(),
+        ])
+    }
+
+    /// The same node in another run, above all it was before.
+    pub(crate) fn in_run(&self, generation: Generation) -> Self {
+        Self {
+            generation,
+            epoch: self.epoch + 1,
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn precedence(&self) -> (Generation, u64, SocketAddr) {
         (self.generation, self.epoch, self.addr)
     }
 }
 
 impl Identity for Member {
-    type Addr = NodeId;
+    type Addr = Digest;
 
     fn renew(&self) -> Option<Self> {
         Some(Self {
@@ -51,8 +109,8 @@ impl Identity for Member {
         })
     }
 
-    fn addr(&self) -> NodeId {
-        self.node.clone()
+    fn addr(&self) -> Digest {
+        self.tag
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
@@ -290,21 +348,28 @@ impl Membership {
         self.foca.iter_members().any(|known| known.id() == member)
     }
 
-    /// Encodes the live members, this node first, for a push-pull.
-    pub(crate) fn export(&self) -> Vec<Bytes> {
-        let me = foca::Member::alive(self.foca.identity().clone());
-        std::iter::once(&me)
-            .chain(self.foca.iter_members())
+    /// Encodes this node, and then others as live members, for a push-pull.
+    pub(crate) fn export<'a>(&'a self, others: impl Iterator<Item = &'a Member>) -> Vec<Bytes> {
+        let me = self.foca.identity();
+        let others = others.filter(|member| member.node != me.node);
+        std::iter::once(me)
+            .chain(others)
             .filter_map(|member| {
                 let mut bytes = Vec::new();
-                Codec::encode(member, &mut bytes).ok()?;
+                Codec::encode(&foca::Member::alive(member.clone()), &mut bytes).ok()?;
                 Some(bytes.into())
             })
             .collect()
     }
 
-    /// Takes the members of a push-pull; what is news is gossiped on.
-    pub(crate) fn import(&mut self, members: &[Bytes]) -> Result<Imported, SwimError> {
+    /// Takes the members of a push-pull but for those known already; what is news is gossiped on.
+    ///
+    /// `foca` looks through all its members for each it is told, so it is told no more than it has to.
+    pub(crate) fn import(
+        &mut self,
+        members: &[Bytes],
+        is_known: impl Fn(&Member) -> bool,
+    ) -> Result<Imported, SwimError> {
         let mut malformed = 0;
         let decoded: Vec<foca::Member<Member>> = members
             .iter()
@@ -324,9 +389,10 @@ impl Membership {
         };
         let claim = decoded.iter().map(foca::Member::id).find(is_claim).cloned();
         let is_news_to_others = self.foca.num_members() > 0;
-        let result =
-            self.foca
-                .apply_many(decoded.into_iter(), is_news_to_others, &mut self.runtime);
+        let news = decoded.into_iter().filter(|member| !is_known(member.id()));
+        let result = self
+            .foca
+            .apply_many(news, is_news_to_others, &mut self.runtime);
         self.resize();
         result.map_err(SwimError)?;
         Ok(Imported { malformed, claim })
@@ -395,12 +461,11 @@ mod tests {
     use crate::config::Config;
 
     fn member(name: &str, generation: u64) -> Member {
-        Member {
-            node: NodeId::new(name).unwrap(),
-            addr: "127.0.0.1:7946".parse().unwrap(),
-            generation: Generation(generation),
-            epoch: 1,
-        }
+        let (node, addr) = (
+            NodeId::new(name).unwrap(),
+            "127.0.0.1:7946".parse().unwrap(),
+        );
+        Member::new(node, addr, Generation(generation), 1)
     }
 
     fn membership(name: &str) -> Membership {
@@ -423,20 +488,28 @@ mod tests {
     #[test]
     fn members_survive_export_and_import() {
         let (a, mut b) = (membership("a"), membership("b"));
-        assert_eq!(b.import(&a.export()).unwrap().malformed, 0);
+        assert_eq!(
+            b.import(&a.export(std::iter::empty()), |_| false)
+                .unwrap()
+                .malformed,
+            0
+        );
         assert_eq!(ups(&mut b), [member("a", 1)]);
     }
 
     #[test]
     fn a_later_run_replaces_the_earlier_one() {
         let mut b = membership("b");
-        b.import(&membership("a").export()).unwrap();
+        b.import(&membership("a").export(std::iter::empty()), |_| false)
+            .unwrap();
         ups(&mut b);
         let config = Config::lan().check().unwrap();
         let later = Membership::new(member("a", 2), config, StdRng::seed_from_u64(2));
-        b.import(&later.export()).unwrap();
+        b.import(&later.export(std::iter::empty()), |_| false)
+            .unwrap();
         assert!(b.is_active(&member("a", 2)));
-        b.import(&membership("a").export()).unwrap();
+        b.import(&membership("a").export(std::iter::empty()), |_| false)
+            .unwrap();
         assert!(!b.is_active(&member("a", 1)));
     }
 
@@ -444,7 +517,9 @@ mod tests {
     fn hostile_packets_are_errors() {
         let mut a = membership("a");
         assert!(a.handle_packet(&[0xff; 300]).is_err());
-        let imported = a.import(&[Bytes::from_static(b"\xff\xff")]).unwrap();
+        let imported = a
+            .import(&[Bytes::from_static(b"\xff\xff")], |_| false)
+            .unwrap();
         assert_eq!(imported.malformed, 1);
     }
 

@@ -14,6 +14,7 @@
 //! | `attachment` | who is attached to which network |
 //! | `cluster` | which run of a node counts, and whether it is up |
 //! | `membership` | who answers (SWIM) |
+//! | `exchange` | how nodes come to know the same of the cluster |
 //! | `broadcast` | who is sent an event, and when |
 //! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
@@ -41,6 +42,7 @@ mod attachment;
 mod broadcast;
 mod cluster;
 mod event;
+mod exchange;
 mod health;
 mod io;
 mod join;
@@ -175,12 +177,12 @@ impl Engine {
     #[must_use]
     pub fn new(config: CheckedConfig, identity: &Identity, seed: u64, now: Instant) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let member = Member {
-            node: identity.node.clone(),
-            addr: identity.advertise,
-            generation: identity.generation,
-            epoch: identity.epoch,
-        };
+        let member = Member::new(
+            identity.node.clone(),
+            identity.advertise,
+            identity.generation,
+            identity.epoch,
+        );
         let swim_rng = StdRng::seed_from_u64(rng.random());
         let roster = Arc::new(Roster::default());
         roster.set_member(&member.node, Some(member.addr));

@@ -171,11 +171,7 @@ impl Engine {
         let random = rand::RngExt::random(&mut self.rng);
         self.generation = Generation::after(above, 0, random);
         tracing::warn!(generation = %self.generation, "another run of this node is known, this one is put above it");
-        let me = Member {
-            generation: self.generation,
-            epoch: self.membership.me().epoch + 1,
-            ..self.membership.me().clone()
-        };
+        let me = self.membership.me().in_run(self.generation);
         self.cluster.set_up(&me);
         self.swim(|swim| swim.become_member(me));
         let networks: Vec<NetworkId> = self.networks.keys().cloned().collect();
@@ -277,7 +273,7 @@ impl Engine {
         if self.twins.asking.is_none() && self.twins.absent != Some(run) {
             self.twins.asking = Some(run);
             self.start_push_pull(claim.addr, None, now);
-            if !self.is_exchanging_with(claim.addr) {
+            if !self.streams.is_exchanging_with(claim.addr) {
                 self.twins.asking = None;
             }
         }

@@ -13,10 +13,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::membership::Membership;
+use super::exchange::Exchange;
 use super::sync::Sync;
 use super::{Engine, Output, TimerKind};
-use crate::wire::{self, Message, PushPull};
+use crate::wire::{self, Message};
 
 /// Names a stream between the engine and its driver.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -39,10 +39,7 @@ pub(crate) enum Purpose {
     /// The other side has not said yet.
     Unknown,
     /// Exchange the cluster's state.
-    PushPull {
-        /// Who waits for it.
-        joins: Vec<JoinToken>,
-    },
+    PushPull(Exchange),
     /// Make one network equal.
     Sync(Box<Sync>),
 }
@@ -69,6 +66,10 @@ pub(crate) struct Streams {
 impl Streams {
     pub(crate) fn get_mut(&mut self, id: StreamId) -> Option<&mut Stream> {
         self.open.get_mut(&id)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&StreamId, &mut Stream)> {
+        self.open.iter_mut()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&StreamId, &Stream)> {
@@ -241,7 +242,7 @@ impl Engine {
         let is_done = outcome.is_ok();
         match stream.purpose {
             Purpose::Unknown => {}
-            Purpose::PushPull { joins } => {
+            Purpose::PushPull(Exchange { joins, .. }) => {
                 self.asked_twin(stream.peer);
                 if is_done {
                     self.stats.push_pulls_completed += 1;
@@ -293,81 +294,6 @@ impl Engine {
         let ids: Vec<StreamId> = self.streams.open.keys().copied().collect();
         for id in ids {
             self.abandon_stream(id, "this node left the cluster", now);
-        }
-    }
-
-    /// Exchanges the cluster's state with an address; with a `join` its outcome is reported.
-    pub(crate) fn start_push_pull(
-        &mut self,
-        to: SocketAddr,
-        join: Option<JoinToken>,
-        now: Instant,
-    ) {
-        let under_way =
-            self.streams
-                .open
-                .values_mut()
-                .find_map(|stream| match &mut stream.purpose {
-                    Purpose::PushPull { joins } if stream.peer == to => Some(joins),
-                    Purpose::PushPull { .. } | Purpose::Unknown | Purpose::Sync(_) => None,
-                });
-        if let Some(joins) = under_way {
-            joins.extend(join);
-            return;
-        }
-        let outbox = self.cluster_frames(now);
-        let purpose = Purpose::PushPull {
-            joins: join.into_iter().collect(),
-        };
-        if self.open_stream(to, purpose, outbox, now).is_none()
-            && let Some(join) = join
-        {
-            self.outputs.push_back(Output::Joined {
-                join,
-                result: Err("too many streams are open".to_owned()),
-            });
-        }
-    }
-
-    /// Whether the cluster's state is being exchanged with an address.
-    pub(crate) fn is_exchanging_with(&self, peer: SocketAddr) -> bool {
-        let mut open = self.streams.open.values();
-        open.any(|open| open.peer == peer && matches!(open.purpose, Purpose::PushPull { .. }))
-    }
-
-    fn cluster_frames(&self, now: Instant) -> VecDeque<Bytes> {
-        let parts = self.export_cluster(now);
-        parts.iter().map(Message::encode).collect()
-    }
-
-    fn push_pull_received(&mut self, id: StreamId, part: &PushPull, now: Instant) {
-        let Some(stream) = self.streams.get_mut(id) else {
-            return;
-        };
-        match (id, &stream.purpose) {
-            (StreamId::Outgoing(_), Purpose::PushPull { .. })
-            | (StreamId::Incoming(_), Purpose::Unknown) => {}
-            _ => {
-                self.abandon_stream(id, "the other node broke the protocol", now);
-                return;
-            }
-        }
-        let is_asked = matches!(id, StreamId::Outgoing(_));
-        // Before what it says counts: a twin's records would make this node go on above it.
-        let sender = part.members.first().and_then(Membership::member);
-        if !sender.is_some_and(|sender| self.meet_twin(&sender)) {
-            self.import_cluster(part, is_asked, now);
-        }
-        if part.more {
-            return;
-        }
-        let answer = matches!(id, StreamId::Incoming(_)).then(|| self.cluster_frames(now));
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.closing = true;
-            if let Some(frames) = answer {
-                stream.outbox = frames;
-                stream.purpose = Purpose::PushPull { joins: Vec::new() };
-            }
         }
     }
 }

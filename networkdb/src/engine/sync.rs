@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::RngExt as _;
-use rand::seq::IndexedRandom as _;
 
 use super::broadcast::Scope;
 use super::event::{Digest, TableRecord, record_digest};
@@ -127,8 +126,7 @@ impl Engine {
     }
 
     fn send_network_digest(&mut self, network: &NetworkId) {
-        let peers = self.peers_of(&Scope::Network(network.clone()));
-        let peer = peers.choose(&mut self.rng).copied();
+        let peer = self.random_peer_of(&Scope::Network(network.clone()));
         let (Some(local), Some(peer)) = (self.networks.get(network), peer) else {
             return;
         };
@@ -146,8 +144,7 @@ impl Engine {
         for network in networks {
             self.send_network_digest(&network);
         }
-        let members = self.peers_of(&Scope::Cluster);
-        if let Some(member) = members.choose(&mut self.rng).copied() {
+        if let Some(member) = self.random_peer_of(&Scope::Cluster) {
             self.send_cluster_digest(member);
         }
         self.schedule_digest_round();
@@ -218,8 +215,7 @@ impl Engine {
         let Some(until) = first_until else {
             return;
         };
-        let peers = self.peers_of(&Scope::Network(network.clone()));
-        let Some(peer) = peers.choose(&mut self.rng).copied() else {
+        let Some(peer) = self.random_peer_of(&Scope::Network(network.clone())) else {
             self.first_sync_done(network, true);
             return;
         };
@@ -263,7 +259,7 @@ impl Engine {
             node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
-            attachments: self.attachments.export(Some(network), self.millis(now)),
+            attachments: self.attachments.export(network, self.millis(now)),
             tables: Vec::new(),
             more: true,
         };
@@ -328,7 +324,7 @@ impl Engine {
             node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
-            attachments: self.attachments.export(Some(&network), self.millis(now)),
+            attachments: self.attachments.export(&network, self.millis(now)),
             tables: ranges.clone(),
         });
         self.set_phase(id, Phase::Send, ranges, Some(answer.encode()));
@@ -386,7 +382,7 @@ impl Engine {
     fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
         match &mut self.streams.get_mut(id)?.purpose {
             Purpose::Sync(sync) => Some(sync),
-            Purpose::Unknown | Purpose::PushPull { .. } => None,
+            Purpose::Unknown | Purpose::PushPull(_) => None,
         }
     }
 

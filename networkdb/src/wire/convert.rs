@@ -6,9 +6,10 @@ use prost::Message as _;
 
 use super::proto::{self, MessageType};
 use super::{
-    AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message, NetworkId,
-    NodeId, NodeRecord, Offer, PushPull, RANGE_BITS_MAX, Ranges, Stamp, TableDigest, TableName,
-    TableRanges, TableRecord, WireError, WriteKind,
+    AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message,
+    NODE_RANGE_BITS_MAX, NetworkId, NodeDigests, NodeId, NodeRanges, NodeRecord, Offer, PushPull,
+    RANGE_BITS_MAX, Ranges, Stamp, TableDigest, TableName, TableRanges, TableRecord, WireError,
+    WriteKind,
 };
 use crate::id::Version;
 
@@ -138,6 +139,11 @@ fn digest(bytes: &[u8]) -> Converted<Digest> {
 
 fn digest_bytes(digest: Digest) -> Bytes {
     digest.0.to_be_bytes().to_vec().into()
+}
+
+fn digests_bytes(digests: &[Digest]) -> Bytes {
+    let bytes = digests.iter().flat_map(|digest| digest.0.to_be_bytes());
+    bytes.collect::<Vec<u8>>().into()
 }
 
 fn table_record(event: proto::TableEvent) -> Converted<TableRecord> {
@@ -317,8 +323,41 @@ fn push_pull(message: proto::NetworkPushPull) -> Converted<PushPull> {
             .map(node)
             .collect::<Converted<_>>()?,
         attachments: attachments(message.networks)?,
+        compare: node_digests(message.bits, &message.ranges)?,
+        differing: message
+            .compared
+            .then(|| node_ranges(message.bits, message.differing))
+            .transpose()?,
         more: message.more,
     })
+}
+
+fn node_bits(bits: u32) -> Converted<u8> {
+    match u8::try_from(bits) {
+        Ok(bits) if bits <= NODE_RANGE_BITS_MAX => Ok(bits),
+        Ok(_) | Err(_) => Err(WireError::Field { field: "bits" }),
+    }
+}
+
+fn node_digests(bits: u32, ranges: &Bytes) -> Converted<Option<NodeDigests>> {
+    if ranges.is_empty() {
+        return Ok(None);
+    }
+    let bits = node_bits(bits)?;
+    let ranges: Vec<Digest> = ranges.chunks(16).map(digest).collect::<Converted<_>>()?;
+    if ranges.len() != 1 << bits {
+        return Err(WireError::Field { field: "ranges" });
+    }
+    Ok(Some(NodeDigests { bits, ranges }))
+}
+
+fn node_ranges(bits: u32, ranges: Vec<u32>) -> Converted<NodeRanges> {
+    let bits = node_bits(bits)?;
+    let is_within = ranges.last().is_none_or(|last| last >> bits == 0);
+    if !is_within || !ranges.is_sorted() {
+        return Err(WireError::Field { field: "differing" });
+    }
+    Ok(NodeRanges { bits, ranges })
 }
 
 fn push_pull_of(part: &PushPull) -> proto::NetworkPushPull {
@@ -328,7 +367,15 @@ fn push_pull_of(part: &PushPull) -> proto::NetworkPushPull {
         left: record.left,
         residual_ms: residual_millis(record.residual),
     };
+    let (compare, differing) = (part.compare.as_ref(), part.differing.as_ref());
+    let bits = compare
+        .map(|all| all.bits)
+        .or(differing.map(|some| some.bits));
     proto::NetworkPushPull {
+        bits: bits.unwrap_or(0).into(),
+        ranges: compare.map_or(Bytes::new(), |all| digests_bytes(&all.ranges)),
+        compared: differing.is_some(),
+        differing: differing.map_or(Vec::new(), |some| some.ranges.clone()),
         l_time: part.network_time.0,
         networks: attachments_of(&part.attachments),
         node_name: part.node.to_string(),
@@ -414,12 +461,7 @@ fn offer_of(offer: &Offer) -> proto::SyncOffer {
         table_name: table.table.to_string(),
         digest: digest_bytes(table.digest),
         bits: table.bits.into(),
-        ranges: table
-            .ranges
-            .iter()
-            .flat_map(|range| range.0.to_be_bytes())
-            .collect::<Vec<u8>>()
-            .into(),
+        ranges: digests_bytes(&table.ranges),
     };
     proto::SyncOffer {
         network_id: offer.network.to_string(),

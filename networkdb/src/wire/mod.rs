@@ -94,8 +94,30 @@ pub struct PushPull {
     pub nodes: Vec<NodeRecord>,
     /// Attachments.
     pub attachments: Vec<AttachmentRecord>,
+    /// What the sender holds, to be compared.
+    pub compare: Option<NodeDigests>,
+    /// What was found to differ; the sender's records of it came with this message and those before.
+    pub differing: Option<NodeRanges>,
     /// Another part follows.
     pub more: bool,
+}
+
+/// Digests of the cluster's state, cut into 2^`bits` ranges of nodes.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeDigests {
+    /// How many leading bits of the hash of a node's id name a range.
+    pub bits: u8,
+    /// One digest a range.
+    pub ranges: Vec<Digest>,
+}
+
+/// Ranges of nodes that differ.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeRanges {
+    /// How many leading bits of the hash of a node's id name a range.
+    pub bits: u8,
+    /// The ranges, ascending; none means that nothing differs.
+    pub ranges: Vec<u32>,
 }
 
 /// Digests of one table, cut into 2^`bits` ranges.
@@ -171,6 +193,9 @@ pub struct Decoded {
 
 /// The most ranges a table is cut into, as a power of two.
 pub const RANGE_BITS_MAX: u8 = 12;
+
+/// The most ranges that nodes are cut into, as a power of two.
+pub const NODE_RANGE_BITS_MAX: u8 = 8;
 
 /// Decodes a gossip message; compounds are flattened, a compound in a compound is malformed.
 #[must_use]

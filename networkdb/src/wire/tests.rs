@@ -116,23 +116,64 @@ fn dockers_seconds_are_understood() {
     assert_eq!(record.residual, Some(Duration::from_secs(7)));
 }
 
-#[test]
-fn sync_messages_survive_the_wire() {
-    let attachment = AttachmentRecord {
+fn attachment() -> AttachmentRecord {
+    AttachmentRecord {
         network: NetworkId::new("net").unwrap(),
         node: NodeId::new("n").unwrap(),
         stamp: record(Body::Stub).version.stamp,
         left: true,
         time: LamportTime(12),
         residual: Some(Duration::from_secs(3)),
+    }
+}
+
+#[test]
+fn messages_about_the_cluster_survive_the_wire() {
+    let (attachment, node) = (
+        attachment(),
+        NodeRecord {
+            node: NodeId::new("n").unwrap(),
+            generation: Generation(5),
+            left: true,
+            time: LamportTime::default(),
+            residual: Some(Duration::from_millis(30)),
+        },
+    );
+    let push_pull = PushPull {
+        node: attachment.node.clone(),
+        network_time: LamportTime(8),
+        table_time: LamportTime(9),
+        members: vec![Bytes::from_static(b"m")],
+        nodes: vec![node.clone()],
+        attachments: vec![attachment.clone()],
+        compare: Some(NodeDigests {
+            bits: 1,
+            ranges: vec![Digest(7), Digest(8)],
+        }),
+        differing: None,
+        more: true,
     };
-    let node = NodeRecord {
-        node: NodeId::new("n").unwrap(),
-        generation: Generation(5),
-        left: true,
-        time: LamportTime::default(),
-        residual: Some(Duration::from_millis(30)),
+    let answer = PushPull {
+        compare: None,
+        differing: Some(NodeRanges {
+            bits: 8,
+            ranges: vec![3, 255],
+        }),
+        ..push_pull.clone()
     };
+    for message in [
+        Message::PushPull(push_pull),
+        Message::PushPull(answer),
+        Message::Attachment(attachment),
+        Message::Node(node),
+    ] {
+        assert_eq!(decode_single(message.encode()), message);
+    }
+}
+
+#[test]
+fn sync_messages_survive_the_wire() {
+    let attachment = attachment();
     let offer = Offer {
         network: attachment.network.clone(),
         node: attachment.node.clone(),
@@ -152,29 +193,17 @@ fn sync_messages_survive_the_wire() {
         node: attachment.node.clone(),
         network_time: LamportTime(1),
         table_time: LamportTime(2),
-        attachments: vec![attachment.clone()],
+        attachments: vec![attachment],
         tables: vec![TableRanges {
             table: TableName::new("t").unwrap(),
             bits: 3,
             ranges: vec![0, 7],
         }],
     };
-    let push_pull = PushPull {
-        node: attachment.node.clone(),
-        network_time: LamportTime(8),
-        table_time: LamportTime(9),
-        members: vec![Bytes::from_static(b"m")],
-        nodes: vec![node.clone()],
-        attachments: vec![attachment.clone()],
-        more: true,
-    };
     for message in [
         Message::Offer(offer),
         Message::Ranges(ranges),
-        Message::PushPull(push_pull),
         Message::Records(vec![record(Body::Stub), record(Body::Tombstone)]),
-        Message::Attachment(attachment),
-        Message::Node(node),
     ] {
         assert_eq!(decode_single(message.encode()), message);
     }

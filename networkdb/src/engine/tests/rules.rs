@@ -218,11 +218,9 @@ fn a_later_run_of_this_node_that_others_know_raises_the_generation_and_entries_s
 
 #[test]
 fn the_lower_of_two_runs_under_one_id_stops() {
-    let twin = |run, port: u16| Member {
-        node: node("n"),
-        addr: ([127, 0, 0, 1], port).into(),
-        generation: generation(run),
-        epoch: 1,
+    let twin = |run, port: u16| {
+        let addr = ([127, 0, 0, 1], port).into();
+        Member::new(node("n"), addr, generation(run), 1)
     };
     for (run, port, stops) in [(11, 1, true), (9, 1, false), (10, 7_946, false)] {
         let mut rig = Rig::new();
@@ -341,6 +339,8 @@ fn a_push_pull_carries_the_clocks() {
         members: Vec::new(),
         nodes: Vec::new(),
         attachments: Vec::new(),
+        compare: None,
+        differing: None,
         more: false,
     };
     rig.engine.import_cluster(&part, false, rig.now);

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{Aead as _, Payload};
@@ -47,9 +48,12 @@ impl BootId {
         Self(bytes)
     }
 
-    /// The part that all runs of a node have in common.
-    fn node(&self) -> &[u8] {
-        &self.0[..6]
+    /// The boot ids of all runs of its node: those with the same tag.
+    fn runs_of_node(&self) -> RangeInclusive<Self> {
+        let (mut first, mut last) = (*self, *self);
+        first.0[6..].fill(0);
+        last.0[6..].fill(u8::MAX);
+        first..=last
     }
 }
 
@@ -351,8 +355,14 @@ impl DatagramSeal {
             }
         }
         window.accept(sealed.counter);
-        self.senders
-            .retain(|boot, _| boot.node() != sealed.boot.node());
+        let earlier: Vec<BootId> = self
+            .senders
+            .range(sealed.boot.runs_of_node())
+            .map(|(boot, _)| *boot)
+            .collect();
+        for boot in earlier {
+            self.senders.remove(&boot);
+        }
         if self.senders.len() >= SENDERS_MAX {
             let silent = self.senders.iter().min_by_key(|(_, sender)| sender.heard);
             if let Some(silent) = silent.map(|(boot, _)| *boot) {
