@@ -47,6 +47,8 @@ pub struct Stats {
     pub events_received: u64,
     /// Table events received by push that changed nothing.
     pub events_stale: u64,
+    /// Events about nodes and attachments that were received again within a second.
+    pub events_repeated: u64,
     /// Table events pushed as their owner, counted once a peer.
     pub events_pushed: u64,
     /// Table events relayed, counted once a peer.

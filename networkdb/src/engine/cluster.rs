@@ -240,7 +240,7 @@ impl Engine {
                 node: id,
                 addr: member.addr,
             });
-            self.send_cluster_digest(member.addr);
+            self.welcome(member.addr, now);
         }
     }
 

@@ -22,12 +22,24 @@ impl Digest {
     /// Hashes parts that are told apart by their lengths.
     #[must_use]
     pub(crate) fn of(parts: &[&[u8]]) -> Self {
-        let mut buffer = Vec::with_capacity(256);
+        let bytes: usize = parts.iter().map(|part| 8 + part.len()).sum();
+        // On the stack in nearly all cases: this is done for every record that is written.
+        let (mut small, mut large);
+        let buffer: &mut [u8] = if bytes <= 256 {
+            small = [0; 256];
+            &mut small[..bytes]
+        } else {
+            large = vec![0; bytes];
+            &mut large
+        };
+        let mut at = 0;
         for part in parts {
-            buffer.extend_from_slice(&(part.len() as u64).to_le_bytes());
-            buffer.extend_from_slice(part);
+            let (length, end) = (at + 8, at + 8 + part.len());
+            buffer[at..length].copy_from_slice(&(part.len() as u64).to_le_bytes());
+            buffer[length..end].copy_from_slice(part);
+            at = end;
         }
-        Self(XxHash3_128::oneshot(&buffer))
+        Self(XxHash3_128::oneshot(buffer))
     }
 
     /// Adds the hash of a record that is now held.
@@ -99,18 +111,42 @@ pub struct TableRecord {
 /// Hashes a record's place and version for the digest.
 #[must_use]
 pub(crate) fn record_digest(table: &TableName, key: &str, version: &Version) -> Digest {
+    let fixed = fixed_digest_part(
+        version.time,
+        version.stamp,
+        version.tombstone,
+        version.value_hash,
+    );
+    record_digest_of(table, key.as_bytes(), &version.owner, &fixed)
+}
+
+/// The same of parts that are not put together to a version.
+#[must_use]
+pub(crate) fn record_digest_of(
+    table: &TableName,
+    key: &[u8],
+    owner: &NodeId,
+    fixed: &[u8; 33],
+) -> Digest {
+    let (table, owner) = (table.as_str().as_bytes(), owner.as_str().as_bytes());
+    Digest::of(&[table, key, owner, fixed])
+}
+
+/// What [`record_digest_of`] hashes of a version beside its owner.
+#[must_use]
+pub(crate) fn fixed_digest_part(
+    time: LamportTime,
+    stamp: Stamp,
+    tombstone: bool,
+    value_hash: u64,
+) -> [u8; 33] {
     let mut fixed = [0; 33];
-    fixed[..8].copy_from_slice(&version.time.0.to_le_bytes());
-    fixed[8..16].copy_from_slice(&version.stamp.generation.0.to_le_bytes());
-    fixed[16..24].copy_from_slice(&version.stamp.joined.0.to_le_bytes());
-    fixed[24..32].copy_from_slice(&version.value_hash.to_le_bytes());
-    fixed[32] = u8::from(version.tombstone);
-    Digest::of(&[
-        table.as_str().as_bytes(),
-        key.as_bytes(),
-        version.owner.as_str().as_bytes(),
-        &fixed,
-    ])
+    fixed[..8].copy_from_slice(&time.0.to_le_bytes());
+    fixed[8..16].copy_from_slice(&stamp.generation.0.to_le_bytes());
+    fixed[16..24].copy_from_slice(&stamp.joined.0.to_le_bytes());
+    fixed[24..32].copy_from_slice(&value_hash.to_le_bytes());
+    fixed[32] = u8::from(tombstone);
+    fixed
 }
 
 /// One attachment of a node to a network, or its end. Ordered by (stamp, left).

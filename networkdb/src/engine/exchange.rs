@@ -11,20 +11,28 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rand::RngExt as _;
 
+use super::broadcast::Scope;
 use super::event::{Digest, key_hash};
 use super::membership::Membership;
-use super::stream::{JoinToken, Purpose, StreamId};
+use super::stream::{JoinToken, Purpose, Stream, StreamId};
 use super::table::range_of;
-use super::{Engine, Output, Rule};
+use super::{Engine, Output, Rule, TimerKind};
 use crate::id::{LamportTime, NodeId};
 use crate::wire::{Message, NODE_RANGE_BITS_MAX, NodeDigests, NodeRanges, PushPull};
 
 /// How many records of each kind one message holds.
 const PUSH_PULL_RECORDS: usize = 500;
+/// Exchanges that this node starts at the same time because a digest differed: each brings most of what the next would.
+const EXCHANGES_MAX: usize = 2;
+/// Pause between two digests to members that have come up; one exchange also tells of the others.
+const WELCOME_PAUSE: Duration = Duration::from_millis(100);
+/// When to compare again after an exchange that brought news, which somebody else may lack too.
+const SOON: Duration = Duration::from_millis(300);
 /// Nodes that a range should hold on average.
 const RANGE_NODES: usize = 4;
 
@@ -118,6 +126,16 @@ pub(crate) struct Exchange {
     pub joins: Vec<JoinToken>,
     /// Hashes of what the answer brought, so that it is not sent back.
     received: Vec<Digest>,
+    /// It told this node something that it did not know.
+    is_news: bool,
+}
+
+/// When this node compares its digest of the cluster, beside the regular rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Comparisons {
+    /// When a member that had come up was last sent the digest.
+    last_welcome: Option<Instant>,
+    is_soon: bool,
 }
 
 /// What a message says beside its records.
@@ -151,8 +169,66 @@ impl Engine {
         }
         self.stats.digests_different += 1;
         let addr = self.roster.addr(node);
-        if let Some(addr) = addr.filter(|_| *node != self.me) {
+        if let Some(addr) = addr.filter(|_| *node != self.me)
+            && self.streams.exchanges() < EXCHANGES_MAX
+        {
             self.start_push_pull(addr, None, now);
+        }
+    }
+
+    /// Compares with a member that has come up, unless this was done with another one just before.
+    pub(crate) fn welcome(&mut self, addr: SocketAddr, now: Instant) {
+        let last = self.comparisons.last_welcome;
+        if last.is_none_or(|last| now.saturating_duration_since(last) >= WELCOME_PAUSE) {
+            self.comparisons.last_welcome = Some(now);
+            self.send_cluster_digest(addr);
+        }
+    }
+
+    /// An exchange has ended in good order.
+    fn exchanged(&mut self, is_news: bool) {
+        if is_news && !self.comparisons.is_soon {
+            self.comparisons.is_soon = true;
+            let after = SOON.mul_f64(self.rng.random_range(0.5..1.5));
+            self.set_timer(after, TimerKind::Compare);
+        }
+    }
+
+    pub(crate) fn compare_timer(&mut self) {
+        self.comparisons.is_soon = false;
+        self.compare_cluster();
+    }
+
+    /// Sends the digest of the cluster to one random member.
+    pub(crate) fn compare_cluster(&mut self) {
+        if let Some(member) = self.random_peer_of(&Scope::Cluster) {
+            self.send_cluster_digest(member);
+        }
+    }
+
+    /// Tells whoever waits for an exchange how it ended.
+    pub(crate) fn push_pull_ended(
+        &mut self,
+        peer: SocketAddr,
+        exchange: Exchange,
+        outcome: Result<(), &str>,
+        now: Instant,
+    ) {
+        self.asked_twin(peer);
+        if outcome.is_ok() {
+            self.stats.push_pulls_completed += 1;
+            self.exchanged(exchange.is_news);
+        } else {
+            self.stats.push_pulls_failed += 1;
+        }
+        if outcome.is_ok() && !exchange.joins.is_empty() {
+            self.announce_run(now);
+        }
+        for join in exchange.joins {
+            self.outputs.push_back(Output::Joined {
+                join,
+                result: outcome.map_err(ToOwned::to_owned),
+            });
         }
     }
 
@@ -175,7 +251,7 @@ impl Engine {
         let outbox = self.cluster_frames(frame, &Asked::Nothing, &[], now);
         let exchange = Exchange {
             joins: join.into_iter().collect(),
-            received: Vec::new(),
+            ..Exchange::default()
         };
         let purpose = Purpose::PushPull(exchange);
         if self.open_stream(to, purpose, outbox, now).is_none()
@@ -286,11 +362,16 @@ impl Engine {
         }
         // Before what it says counts: a twin's records would make this node go on above it.
         let sender = part.members.first().and_then(Membership::member);
+        let before = self.cluster_digest();
         if !sender.is_some_and(|sender| self.meet_twin(&sender)) {
             self.import_cluster(part, is_asked, now);
         }
+        let is_news = self.cluster_digest() != before;
         if !part.more {
             self.answer_push_pull(id, part, is_first, now);
+        }
+        if let Some(exchange) = self.streams.exchange(id) {
+            exchange.is_news |= is_news;
         }
     }
 
@@ -367,16 +448,30 @@ impl Engine {
 }
 
 impl super::stream::Streams {
+    fn exchange(&mut self, id: StreamId) -> Option<&mut Exchange> {
+        match &mut self.get_mut(id)?.purpose {
+            Purpose::PushPull(exchange) => Some(exchange),
+            Purpose::Unknown | Purpose::Sync(_) => None,
+        }
+    }
+
+    /// The exchange that this node has begun with an address.
     fn exchange_with(&mut self, peer: SocketAddr) -> Option<&mut Exchange> {
-        self.iter_mut()
-            .find_map(|(id, stream)| match &mut stream.purpose {
-                Purpose::PushPull(exchange)
-                    if stream.peer == peer && matches!(id, StreamId::Outgoing(_)) =>
-                {
-                    Some(exchange)
-                }
-                Purpose::PushPull(_) | Purpose::Unknown | Purpose::Sync(_) => None,
-            })
+        let is_it =
+            |stream: &Stream| stream.peer == peer && matches!(stream.purpose, Purpose::PushPull(_));
+        let mut outgoing = self.outgoing();
+        let id = outgoing
+            .find(|(_, stream)| is_it(stream))
+            .map(|(id, _)| id)?;
+        drop(outgoing);
+        self.exchange(id)
+    }
+
+    /// How many exchanges this node has begun.
+    fn exchanges(&self) -> usize {
+        let is_exchange = |stream: &Stream| matches!(stream.purpose, Purpose::PushPull(_));
+        let outgoing = self.outgoing();
+        outgoing.filter(|(_, stream)| is_exchange(stream)).count()
     }
 
     /// Whether the cluster's state is being exchanged with an address that this node has called.
@@ -386,9 +481,9 @@ impl super::stream::Streams {
 
     /// Takes the hashes of what an exchange has brought.
     fn received_in(&mut self, id: StreamId) -> Vec<Digest> {
-        match self.get_mut(id).map(|stream| &mut stream.purpose) {
-            Some(Purpose::PushPull(exchange)) => std::mem::take(&mut exchange.received),
-            Some(Purpose::Unknown | Purpose::Sync(_)) | None => Vec::new(),
-        }
+        let exchange = self.exchange(id);
+        exchange.map_or(Vec::new(), |exchange| {
+            std::mem::take(&mut exchange.received)
+        })
     }
 }

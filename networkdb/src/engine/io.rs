@@ -138,6 +138,7 @@ pub(crate) enum TimerKind {
     Push,
     Digest(NetworkId),
     DigestRound,
+    Compare,
     FirstSync(NetworkId),
     StreamIdle(StreamId),
     Rejoin,

@@ -16,6 +16,7 @@
 //! | `membership` | who answers (SWIM) |
 //! | `exchange` | how nodes come to know the same of the cluster |
 //! | `broadcast` | who is sent an event, and when |
+//! | `seen` | which events need no second look |
 //! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
@@ -51,6 +52,7 @@ mod membership;
 mod ranges;
 mod reap;
 mod refute;
+mod seen;
 mod store;
 mod stream;
 mod sync;
@@ -163,6 +165,8 @@ pub struct Engine {
     bootstrap: join::Bootstrap,
     returns: join::Returns,
     twins: refute::Twins,
+    comparisons: exchange::Comparisons,
+    seen: seen::Seen,
     store: Arc<Store>,
     roster: Arc<Roster>,
     rng: StdRng,
@@ -202,6 +206,8 @@ impl Engine {
             bootstrap: join::Bootstrap::default(),
             returns: join::Returns::default(),
             twins: refute::Twins::default(),
+            comparisons: exchange::Comparisons::default(),
+            seen: seen::Seen::default(),
             store: Arc::new(Store::default()),
             roster,
             rng,
@@ -251,7 +257,12 @@ impl Engine {
     }
 
     fn gossip(&mut self, body: Bytes, now: Instant) {
-        let decoded = wire::decode(body);
+        let (seen, repeats) = (&mut self.seen, &mut self.stats.events_repeated);
+        let decoded = wire::decode_unless(body, |event| {
+            let is_repeat = seen.is_repeat(event, now);
+            *repeats += u64::from(is_repeat);
+            is_repeat
+        });
         self.stats.skipped_unknown += decoded.unknown;
         self.stats.refused_malformed += decoded.malformed;
         for message in decoded.messages {
@@ -282,6 +293,7 @@ impl Engine {
             TimerKind::Push => self.push_timer(now),
             TimerKind::Digest(network) => self.digest_timer(&network, now),
             TimerKind::DigestRound => self.digest_round(),
+            TimerKind::Compare => self.compare_timer(),
             TimerKind::FirstSync(network) => self.try_first_sync(&network, now),
             TimerKind::StreamIdle(stream) => self.stream_idle(stream, now),
             TimerKind::Rejoin => self.rejoin(now),

@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use super::broadcast::{Class, Scope, Subject};
 use super::event::{Body, Digest, TableRecord, WriteKind};
 use super::refute::Answer;
-use super::table::{Applied, Change, Lookup, Owner, RecordRef, Standing, Table, Write};
+use super::table::{Applied, Change, Expected, Lookup, Owner, RecordRef, Standing, Table, Write};
 use super::{Engine, LostEntry, Output, Rule, Source, TableChange};
 use crate::id::{Key, NetworkId, NodeId, Stamp, TableName};
 use crate::wire::Message;
@@ -202,10 +202,12 @@ impl Engine {
             body,
             expires,
             counted,
+            expected: Expected::Anything,
+            is_watched: self.watching,
         };
         let change = match table.apply(&write) {
             Applied::Newer(change) => change,
-            Applied::Equal => return false,
+            Applied::Equal | Applied::Unexpected => return false,
             Applied::Older => {
                 self.renew(record, now);
                 return false;

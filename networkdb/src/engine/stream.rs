@@ -68,12 +68,10 @@ impl Streams {
         self.open.get_mut(&id)
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&StreamId, &mut Stream)> {
-        self.open.iter_mut()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&StreamId, &Stream)> {
-        self.open.iter()
+    /// The streams that this node has opened.
+    pub(crate) fn outgoing(&self) -> impl Iterator<Item = (StreamId, &Stream)> {
+        let all = self.open.iter().map(|(id, stream)| (*id, stream));
+        all.filter(|(id, _)| matches!(id, StreamId::Outgoing(_)))
     }
 
     fn count(&self, is_outgoing: bool) -> usize {
@@ -239,27 +237,12 @@ impl Engine {
         outcome: Result<(), &str>,
         now: Instant,
     ) {
-        let is_done = outcome.is_ok();
         match stream.purpose {
             Purpose::Unknown => {}
-            Purpose::PushPull(Exchange { joins, .. }) => {
-                self.asked_twin(stream.peer);
-                if is_done {
-                    self.stats.push_pulls_completed += 1;
-                } else {
-                    self.stats.push_pulls_failed += 1;
-                }
-                if is_done && !joins.is_empty() {
-                    self.announce_run(now);
-                }
-                for join in joins {
-                    self.outputs.push_back(Output::Joined {
-                        join,
-                        result: outcome.map_err(ToOwned::to_owned),
-                    });
-                }
+            Purpose::PushPull(exchange) => {
+                self.push_pull_ended(stream.peer, exchange, outcome, now);
             }
-            Purpose::Sync(sync) => self.sync_ended(id, &sync, is_done, now),
+            Purpose::Sync(sync) => self.sync_ended(id, &sync, outcome.is_ok(), now),
         }
     }
 

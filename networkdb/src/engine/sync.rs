@@ -144,9 +144,7 @@ impl Engine {
         for network in networks {
             self.send_network_digest(&network);
         }
-        if let Some(member) = self.random_peer_of(&Scope::Cluster) {
-            self.send_cluster_digest(member);
-        }
+        self.compare_cluster();
         self.schedule_digest_round();
     }
 
@@ -181,9 +179,8 @@ impl Engine {
     }
 
     fn is_syncing(&self, network: &NetworkId) -> bool {
-        self.streams.iter().any(|(id, stream)| {
-            matches!(id, StreamId::Outgoing(_))
-                && matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network)
+        self.streams.outgoing().any(|(_, stream)| {
+            matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network)
         })
     }
 

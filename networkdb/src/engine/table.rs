@@ -19,7 +19,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use self::slots::{BUCKET_ENTRIES, DEPTH_MAX, Kind, Slot, Slots, expires_of, new_slot};
-use super::event::{Body, Digest, key_hash, record_digest};
+use super::event::{Body, Digest, key_hash};
 use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
 
 mod slots;
@@ -88,6 +88,18 @@ pub(crate) struct Write<'a> {
     pub expires: u64,
     /// Whether the record takes part in digests and syncs.
     pub counted: bool,
+    /// What has to be there before, or the write is refused.
+    pub expected: Expected,
+    /// Whether the values before and after are wanted.
+    pub is_watched: bool,
+}
+
+/// What a writer expects to find under a key.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Expected {
+    Anything,
+    Visible,
+    NotVisible,
 }
 
 /// What is held under a key, whether readers see it or not.
@@ -105,11 +117,13 @@ pub(crate) enum Applied {
     Newer(Change),
     /// The same record was held.
     Equal,
-    /// A newer record was held; this is its version.
+    /// A newer record was held.
     Older,
+    /// What was held is not what the writer expected.
+    Unexpected,
 }
 
-/// What readers saw under a key before and see after.
+/// What readers saw under a key before and see after; the values only where they are watched.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Change {
     pub before: Option<Bytes>,
@@ -165,9 +179,9 @@ impl RecordRef<'_> {
         &self.slot.owner
     }
 
-    /// Returns the hash of the key.
+    /// Returns the hash of the key, as far as it is kept.
     pub(crate) fn hash(&self) -> u64 {
-        self.slot.hash
+        self.slot.hash()
     }
 
     /// Returns its version.
@@ -261,12 +275,8 @@ impl Table {
         Some(slot.holding())
     }
 
-    /// Calls `each` with the record under a key, if there is one.
-    pub(crate) fn inspect<T>(
-        &self,
-        key: &str,
-        each: impl FnOnce(&RecordRef<'_>) -> T,
-    ) -> Option<T> {
+    /// Calls `each` with the record under a key, visible or not, if there is one; nothing is copied.
+    pub fn inspect<T>(&self, key: &str, each: impl FnOnce(&RecordRef<'_>) -> T) -> Option<T> {
         let slots = self.slots.read();
         let slot = slots.find(key_hash(key), key)?;
         Some(each(&RecordRef { slot }))
@@ -279,7 +289,7 @@ impl Table {
         let slots = self.slots.read();
         let bucket = slots.bucket(position);
         // A split between two calls can leave the position in the middle of an earlier bucket's range, never before it.
-        for slot in bucket.slots.iter().filter(|slot| slot.hash >= position) {
+        for slot in bucket.slots.iter().filter(|slot| slot.hash() >= position) {
             each(&RecordRef { slot });
         }
         slots.range_end(position, bucket.depth)
@@ -301,13 +311,13 @@ impl Table {
         for bucket in &slots.buckets {
             if bucket.depth >= bits {
                 if let Some(slot) = bucket.slots.first() {
-                    let range = &mut digests[range_of(slot.hash, bits)];
+                    let range = &mut digests[range_of(slot.hash(), bits)];
                     *range = range.plus(bucket.digest);
                 }
                 continue;
             }
             for slot in bucket.slots.iter().filter(|slot| slot.counted) {
-                let range = &mut digests[range_of(slot.hash, bits)];
+                let range = &mut digests[range_of(slot.hash(), bits)];
                 *range = range.plus(self.digest_of(slot));
             }
         }
@@ -315,49 +325,51 @@ impl Table {
     }
 
     fn digest_of(&self, slot: &Slot) -> Digest {
-        record_digest(&self.name, slot.key(), &slot.version())
+        slot.digest(&self.name)
     }
 
-    /// Writes a record if it is newer than the one held.
+    /// Writes a record if it is newer than the one held and that is what the writer expected.
     pub(crate) fn apply(&self, write: &Write<'_>) -> Applied {
         let hash = key_hash(write.key.as_str());
         let mut slots = self.slots.write();
         let (bucket, found) = slots.locate(hash, write.key.as_str());
-        if let Some(at) = found {
-            let held = slots.buckets[bucket].slots[at].version();
-            match held.cmp(write.version) {
-                std::cmp::Ordering::Less => {}
-                std::cmp::Ordering::Equal => return Applied::Equal,
-                std::cmp::Ordering::Greater => return Applied::Older,
-            }
+        let held = found.map(|at| &slots.buckets[bucket].slots[at]);
+        let was_visible = held.is_some_and(Slot::is_visible);
+        match write.expected {
+            Expected::Visible if !was_visible => return Applied::Unexpected,
+            Expected::NotVisible if was_visible => return Applied::Unexpected,
+            Expected::Anything | Expected::Visible | Expected::NotVisible => {}
+        }
+        match held.map(|held| held.cmp_version(write.version)) {
+            None | Some(std::cmp::Ordering::Less) => {}
+            Some(std::cmp::Ordering::Equal) => return Applied::Equal,
+            Some(std::cmp::Ordering::Greater) => return Applied::Older,
         }
         let slot = new_slot(hash, write);
-        let added = self.digest_of(&slot);
         let mut change = Change {
-            before: None,
-            after: slot.visible_value(),
-            owner_before: None,
             is_new_key: found.is_none(),
+            ..Change::default()
         };
-        let is_counted = slot.counted;
+        if write.is_watched {
+            change.before = held.and_then(Slot::visible_value);
+            change.after = slot.visible_value();
+        }
+        if was_visible {
+            change.owner_before = held.map(|held| held.owner.node.clone());
+        }
+        if slot.counted {
+            let added = self.digest_of(&slot);
+            slots.count(bucket, added);
+        }
         match found {
             Some(at) => {
                 let old = std::mem::replace(&mut slots.buckets[bucket].slots[at], slot);
-                change.before = old.visible_value();
-                change.owner_before = change.before.is_some().then(|| old.owner.node.clone());
                 if old.counted {
                     slots.uncount(bucket, self.digest_of(&old));
                 }
-                if is_counted {
-                    slots.count(bucket, added);
-                }
             }
             None => {
-                if is_counted {
-                    slots.count(bucket, added);
-                }
-                slots.buckets[bucket].slots.push(slot);
-                slots.entries += 1;
+                slots.push(bucket, hash, slot);
                 self.split_while_full(&mut slots, hash);
             }
         }
@@ -375,11 +387,10 @@ impl Table {
         if !is_due(&RecordRef { slot }) {
             return false;
         }
-        let removed = slots.buckets[bucket].slots.swap_remove(at);
+        let removed = slots.remove(bucket, at);
         if removed.counted {
             slots.uncount(bucket, self.digest_of(&removed));
         }
-        slots.entries -= 1;
         true
     }
 
@@ -452,8 +463,7 @@ impl Table {
             .flat_map(|bucket| &mut bucket.slots)
         {
             if slot.kind == Kind::Value && Arc::ptr_eq(&slot.owner, owner) {
-                slot.kind = Kind::Stub;
-                slot.data = slot.data[..usize::from(slot.key_bytes)].into();
+                slot.make_stub();
             }
         }
     }

@@ -200,35 +200,47 @@ pub const NODE_RANGE_BITS_MAX: u8 = 8;
 /// Decodes a gossip message; compounds are flattened, a compound in a compound is malformed.
 #[must_use]
 pub fn decode(bytes: Bytes) -> Decoded {
+    decode_unless(bytes, |_| false)
+}
+
+/// The same, but for the events about nodes and attachments whose bytes `skip` knows already.
+pub(crate) fn decode_unless(bytes: Bytes, mut skip: impl FnMut(&[u8]) -> bool) -> Decoded {
     let mut decoded = Decoded::default();
     match proto::GossipMessage::decode(bytes) {
         Ok(message) if message.r#type == MessageType::Compound as i32 => {
-            decode_compound(message.data, &mut decoded);
+            decode_compound(message.data, &mut decoded, &mut skip);
         }
-        Ok(message) => decode_one(&message, &mut decoded),
+        Ok(message) => decode_one(&message, &mut decoded, &mut skip),
         Err(_) => decoded.malformed += 1,
     }
     decoded
 }
 
-fn decode_compound(data: Bytes, decoded: &mut Decoded) {
+fn decode_compound(data: Bytes, decoded: &mut Decoded, skip: &mut impl FnMut(&[u8]) -> bool) {
     let Ok(compound) = proto::CompoundMessage::decode(data) else {
         decoded.malformed += 1;
         return;
     };
     for simple in compound.messages {
         match proto::GossipMessage::decode(simple.payload) {
-            Ok(message) => decode_one(&message, decoded),
+            Ok(message) => decode_one(&message, decoded, skip),
             Err(_) => decoded.malformed += 1,
         }
     }
 }
 
-fn decode_one(message: &proto::GossipMessage, decoded: &mut Decoded) {
+fn decode_one(
+    message: &proto::GossipMessage,
+    decoded: &mut Decoded,
+    skip: &mut impl FnMut(&[u8]) -> bool,
+) {
     let Ok(kind) = MessageType::try_from(message.r#type) else {
         decoded.unknown += 1;
         return;
     };
+    if matches!(kind, MessageType::NetworkEvent | MessageType::NodeEvent) && skip(&message.data) {
+        return;
+    }
     match convert::from_proto(kind, message.data.clone()) {
         Ok(message) => decoded.messages.push(message),
         Err(_) => decoded.malformed += 1,

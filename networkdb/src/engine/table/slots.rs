@@ -1,15 +1,20 @@
 //! The extendible hash table under a [`super::Table`]: slots, buckets and the directory that leads to them.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Holding, Owner, Standing, Write};
-use crate::engine::event::{Body, Digest};
-use crate::id::{LamportTime, Version};
+use crate::engine::event::{
+    Body, Digest, fixed_digest_part, key_hash, record_digest_of, value_hash,
+};
+use crate::id::{LamportTime, TableName, Version};
 
 /// Entries in a bucket before it splits.
 pub(super) const BUCKET_ENTRIES: usize = 16;
+/// Slots that a bucket makes room for at a time; doubling would leave a third of them empty.
+const GROWTH: usize = 4;
 /// Directories do not grow beyond 2^this places; buckets then grow instead.
 pub(super) const DEPTH_MAX: u8 = 24;
 
@@ -20,28 +25,45 @@ pub(super) enum Kind {
     Tombstone,
 }
 
-/// One entry: key and value lie in one allocation.
+/// One entry, 40 bytes and one allocation for key and value.
 #[derive(Debug)]
 pub(super) struct Slot {
-    pub(super) hash: u64,
-    pub(super) time: LamportTime,
-    pub(super) value_hash: u64,
-    pub(super) owner: Arc<Owner>,
-    /// Key, then the value; for a tombstone then the engine's millisecond at which it expires.
-    pub(super) data: Box<[u8]>,
+    /// The leading half of the key's hash.
+    leading: u32,
     pub(super) key_bytes: u8,
     pub(super) kind: Kind,
     pub(super) counted: bool,
+    pub(super) time: LamportTime,
+    pub(super) owner: Arc<Owner>,
+    /// Key, then the value; for a stub then its hash; for a tombstone then the engine's millisecond at which it expires.
+    pub(super) data: Box<[u8]>,
 }
 
 impl Slot {
+    /// The key's hash as far as it is kept; no range is finer than that.
+    pub(super) fn hash(&self) -> u64 {
+        u64::from(self.leading) << 32
+    }
+
+    fn key_as_bytes(&self) -> &[u8] {
+        &self.data[..usize::from(self.key_bytes)]
+    }
+
     pub(super) fn key(&self) -> &str {
-        std::str::from_utf8(&self.data[..usize::from(self.key_bytes)])
-            .expect("written from a key, which is UTF-8")
+        std::str::from_utf8(self.key_as_bytes()).expect("written from a key, which is UTF-8")
     }
 
     pub(super) fn value(&self) -> &[u8] {
         &self.data[usize::from(self.key_bytes)..]
+    }
+
+    /// The hash of the value that is part of the version.
+    pub(super) fn value_hash(&self) -> u64 {
+        match self.kind {
+            Kind::Value => value_hash(self.value()),
+            Kind::Stub => u64_of(self.value()),
+            Kind::Tombstone => 0,
+        }
     }
 
     pub(super) fn version(&self) -> Version {
@@ -50,8 +72,26 @@ impl Slot {
             owner: self.owner.node.clone(),
             stamp: self.owner.stamp,
             tombstone: self.kind == Kind::Tombstone,
-            value_hash: self.value_hash,
+            value_hash: self.value_hash(),
         }
+    }
+
+    /// Compares the version held with another, in the order of [`Version`].
+    pub(super) fn cmp_version(&self, other: &Version) -> Ordering {
+        let tombstone = self.kind == Kind::Tombstone;
+        self.time
+            .cmp(&other.time)
+            .then_with(|| self.owner.node.cmp(&other.owner))
+            .then_with(|| self.owner.stamp.cmp(&other.stamp))
+            .then_with(|| tombstone.cmp(&other.tombstone))
+            .then_with(|| self.value_hash().cmp(&other.value_hash))
+    }
+
+    pub(super) fn digest(&self, table: &TableName) -> Digest {
+        let tombstone = self.kind == Kind::Tombstone;
+        let (node, stamp) = (&self.owner.node, self.owner.stamp);
+        let fixed = fixed_digest_part(self.time, stamp, tombstone, self.value_hash());
+        record_digest_of(table, self.key_as_bytes(), node, &fixed)
     }
 
     pub(super) fn holding(&self) -> Holding {
@@ -69,13 +109,72 @@ impl Slot {
         self.is_visible()
             .then(|| Bytes::copy_from_slice(self.value()))
     }
+
+    /// Drops the value; its hash stays, because it is part of the version.
+    pub(super) fn make_stub(&mut self) {
+        let hash = self.value_hash().to_le_bytes();
+        self.data = [self.key_as_bytes(), &hash].concat().into();
+        self.kind = Kind::Stub;
+    }
 }
 
+/// Entries whose hashes begin with the same bits.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     pub(super) depth: u8,
+    /// Last byte of the hash of each of the first keys, so that others are not looked at.
+    tags: [u8; BUCKET_ENTRIES],
     pub(super) digest: Digest,
     pub(super) slots: Vec<Slot>,
+}
+
+impl Bucket {
+    fn new(depth: u8, slots: Vec<Slot>, digest: Digest) -> Self {
+        let mut bucket = Self {
+            depth,
+            digest,
+            slots,
+            ..Self::default()
+        };
+        for (tag, slot) in bucket.tags.iter_mut().zip(&bucket.slots) {
+            *tag = tag_of(key_hash(slot.key()));
+        }
+        bucket
+    }
+
+    fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
+        let tag = tag_of(hash);
+        let is_it = |at: &usize| self.slots[*at].key_as_bytes() == key;
+        let tagged = self.tags.iter().take(self.slots.len()).zip(0..);
+        let found = tagged
+            .filter(|(known, _)| **known == tag)
+            .map(|(_, at)| at)
+            .find(is_it);
+        found.or_else(|| (BUCKET_ENTRIES..self.slots.len()).find(is_it))
+    }
+
+    fn push(&mut self, hash: u64, slot: Slot) {
+        if let Some(tag) = self.tags.get_mut(self.slots.len()) {
+            *tag = tag_of(hash);
+        }
+        if self.slots.len() == self.slots.capacity() {
+            self.slots.reserve_exact(GROWTH);
+        }
+        self.slots.push(slot);
+    }
+
+    fn swap_remove(&mut self, at: usize) -> Slot {
+        let removed = self.slots.swap_remove(at);
+        if let (Some(tag), Some(moved)) = (self.tags.get_mut(at), self.slots.get(at)) {
+            *tag = tag_of(key_hash(moved.key()));
+        }
+        removed
+    }
+}
+
+/// The last byte of a hash; buckets are found by the first ones.
+fn tag_of(hash: u64) -> u8 {
+    hash.to_le_bytes()[0]
 }
 
 #[derive(Debug)]
@@ -87,23 +186,26 @@ pub(super) struct Slots {
     pub(super) digest: Digest,
 }
 
+fn u64_of(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_le_bytes)
+}
+
 pub(super) fn expires_of(slot: &Slot) -> u64 {
-    let bytes = slot.value().try_into();
-    bytes.map_or(0, u64::from_le_bytes)
+    u64_of(slot.value())
 }
 
 pub(super) fn new_slot(hash: u64, write: &Write<'_>) -> Slot {
     let key = write.key.as_str().as_bytes();
-    let expires = write.expires.to_le_bytes();
+    let (expires, hash_of_value) = (write.expires, write.version.value_hash);
+    let (expires, hash_of_value) = (expires.to_le_bytes(), hash_of_value.to_le_bytes());
     let (kind, value): (_, &[u8]) = match write.body {
         Body::Value(value) => (Kind::Value, value),
-        Body::Stub => (Kind::Stub, &[]),
+        Body::Stub => (Kind::Stub, &hash_of_value),
         Body::Tombstone => (Kind::Tombstone, &expires),
     };
     Slot {
-        hash,
+        leading: u32::try_from(hash >> 32).expect("half of 64 bits"),
         time: write.version.time,
-        value_hash: write.version.value_hash,
         owner: Arc::clone(write.owner),
         data: [key, value].concat().into(),
         key_bytes: u8::try_from(key.len()).expect("a key is at most 255 bytes"),
@@ -149,11 +251,17 @@ impl Slots {
 
     pub(super) fn locate(&self, hash: u64, key: &str) -> (usize, Option<usize>) {
         let bucket = self.index(hash);
-        let found = self.buckets[bucket]
-            .slots
-            .iter()
-            .position(|slot| slot.hash == hash && slot.key() == key);
-        (bucket, found)
+        (bucket, self.buckets[bucket].find(hash, key.as_bytes()))
+    }
+
+    pub(super) fn push(&mut self, bucket: usize, hash: u64, slot: Slot) {
+        self.buckets[bucket].push(hash, slot);
+        self.entries += 1;
+    }
+
+    pub(super) fn remove(&mut self, bucket: usize, at: usize) -> Slot {
+        self.entries -= 1;
+        self.buckets[bucket].swap_remove(at)
     }
 
     /// First hash after the range of a bucket of this depth that holds `position`, `None` at the end.
@@ -184,24 +292,30 @@ impl Slots {
         }
         let bit = 1 << (63 - u32::from(depth));
         let slots = std::mem::take(&mut self.buckets[index].slots);
-        let (upper, lower): (Vec<_>, Vec<_>) =
-            slots.into_iter().partition(|slot| slot.hash & bit != 0);
+        let (mut upper, mut lower) = (Vec::new(), Vec::new());
+        let room = (slots.len() / 2).next_multiple_of(GROWTH);
+        upper.reserve_exact(room);
+        lower.reserve_exact(room);
+        for slot in slots {
+            let half = if slot.hash() & bit == 0 {
+                &mut lower
+            } else {
+                &mut upper
+            };
+            if half.len() == half.capacity() {
+                half.reserve_exact(GROWTH);
+            }
+            half.push(slot);
+        }
         let upper_digest = upper
             .iter()
             .filter(|slot| slot.counted)
             .fold(Digest::default(), |sum, slot| sum.plus(digest_of(slot)));
         let lower_digest = self.buckets[index].digest.minus(upper_digest);
-        self.buckets[index] = Bucket {
-            depth: depth + 1,
-            digest: lower_digest,
-            slots: lower,
-        };
+        self.buckets[index] = Bucket::new(depth + 1, lower, lower_digest);
         let new = u32::try_from(self.buckets.len()).expect("at most 2^25 buckets");
-        self.buckets.push(Bucket {
-            depth: depth + 1,
-            digest: upper_digest,
-            slots: upper,
-        });
+        self.buckets
+            .push(Bucket::new(depth + 1, upper, upper_digest));
         // The bucket's places in the directory are consecutive; the upper half now leads to the new one.
         let places = 1_usize << (self.depth - depth);
         let first = leading(hash, depth) * places;

@@ -42,6 +42,8 @@ fn write(table: &Table, number: u32, time: u64, owner: &Arc<Owner>, body: &Body)
         body,
         expires: 99,
         counted: true,
+        expected: Expected::Anything,
+        is_watched: true,
     })
 }
 
