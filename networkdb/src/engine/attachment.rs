@@ -84,6 +84,11 @@ impl Attachments {
         self.digest
     }
 
+    /// Returns how many are known, ended ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.networks.values().map(BTreeMap::len).sum()
+    }
+
     /// Lists the attachments for which something holds.
     fn find(&self, holds: impl Fn(&Attachment) -> bool) -> Vec<(NetworkId, NodeId)> {
         let mut found = Vec::new();

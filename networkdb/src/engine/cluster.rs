@@ -408,6 +408,12 @@ impl Engine {
         followed
     }
 
+    /// Returns how many nodes and how many attachments are known, dead ones included.
+    #[must_use]
+    pub fn cluster_records(&self) -> (usize, usize) {
+        (self.cluster.nodes.len(), self.attachments.len())
+    }
+
     /// Digest of all node records and attachments.
     #[must_use]
     pub fn cluster_digest(&self) -> Digest {
