@@ -225,6 +225,26 @@ impl Engine {
         }
     }
 
+    /// Tells a node which runs under a lower generation than its last one, so that it takes one above.
+    ///
+    /// It has no state and a clock that went back. Until it knows, nobody counts it as a member, and it counts others.
+    pub(crate) fn meet_earlier_run(&mut self, sender: &Member, now: Instant) {
+        let Some(known) = self.cluster.get(&sender.node) else {
+            return;
+        };
+        // The later run of a twin is up elsewhere: raising generations against each other would never end.
+        let is_twin = known.status == Status::Up
+            && known
+                .member
+                .as_ref()
+                .is_some_and(|member| member.addr != sender.addr);
+        if sender.node == self.me || known.generation <= sender.generation || is_twin {
+            return;
+        }
+        let record = node_record(&sender.node, known, self.millis(now));
+        self.send_gossip(sender.addr, &Message::Node(record).encode());
+    }
+
     /// Another node has taken the address of this one, so this one's run is over.
     fn node_replaced(&mut self, id: &NodeId, now: Instant) {
         let Some(known) = self.cluster.get(id) else {

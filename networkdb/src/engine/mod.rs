@@ -242,7 +242,7 @@ impl Engine {
         }
         let body = payload.split_off(1);
         match payload[0] {
-            KIND_SWIM => self.swim_packet(&body),
+            KIND_SWIM => self.swim_packet(&body, now),
             KIND_GOSSIP => self.gossip(body, now),
             _ => self.stats.skipped_unknown += 1,
         }
@@ -288,12 +288,13 @@ impl Engine {
         }
     }
 
-    fn swim_packet(&mut self, packet: &[u8]) {
+    fn swim_packet(&mut self, packet: &[u8], now: Instant) {
         if let Some(sender) = Membership::sender(packet) {
             if self.meet_twin(&sender) {
                 return;
             }
             self.warn_outdated(&sender);
+            self.meet_earlier_run(&sender, now);
         }
         self.swim(|swim| swim.handle_packet(packet));
     }

@@ -236,6 +236,26 @@ fn the_lower_of_two_runs_under_one_id_stops() {
 }
 
 #[test]
+fn a_node_that_runs_below_its_last_generation_is_told_so_unless_that_is_a_twins() {
+    let member = |run, port: u16| Member {
+        node: node("z"),
+        addr: ([127, 0, 0, 1], port).into(),
+        generation: generation(run),
+        epoch: 1,
+    };
+    for (run, port, is_told) in [(4, 1, true), (4, 2, false), (5, 1, false), (6, 1, false)] {
+        let mut rig = Rig::new();
+        rig.engine.cluster.set_up(&member(5, 1));
+        rig.outputs();
+        rig.engine.meet_earlier_run(&member(run, port), rig.now);
+        let told = rig.outputs();
+        let to = member(run, port).addr;
+        let is_it = |output: &Output| matches!(output, Output::SendDatagram { to: addr, .. } if *addr == to);
+        assert_eq!(told.iter().any(is_it), is_told, "run {run} on port {port}");
+    }
+}
+
+#[test]
 fn the_owner_of_an_entry_that_was_taken_over_is_told_by_whom() {
     let mut rig = Rig::new();
     rig.create("k", "mine");
