@@ -323,6 +323,9 @@ impl Engine {
             Some(self.config.node_reap_interval)
         };
         let expires = keep.map(|keep| self.expires_at(record.residual, keep, now));
+        if !self.keeps(Rule::LeaveOrder) && known.is_some_and(|known| known.stamp == record.stamp) {
+            self.attachments.remove(&record.network, &record.node);
+        }
         if !self.attachments.apply(record, expires) {
             self.renew_attachment(record, now);
             return false;

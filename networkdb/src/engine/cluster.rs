@@ -209,7 +209,7 @@ impl Engine {
         }
         let was_up = known.is_some_and(|known| known.status == Status::Up);
         let previous = self.cluster.at(member.addr).filter(|node| **node != id);
-        if let Some(previous) = previous.cloned() {
+        if let Some(previous) = previous.cloned().filter(|_| self.keeps(Rule::TakenAddress)) {
             self.node_replaced(&previous, now);
         }
         self.roster.set_member(&id, Some(member.addr));

@@ -399,10 +399,18 @@ impl Engine {
             let attachment = self.attachments.get(network, &self.me)?;
             Some((network.clone(), attachment.stamp.joined))
         });
+        let keeps = self.keeps(Rule::StoredCeilings);
+        let stored = |clock: &LamportClock| {
+            if keeps {
+                clock.ceiling()
+            } else {
+                LamportTime(0)
+            }
+        };
         Persistent {
             generation: self.generation,
-            network_time_ceiling: self.network_clock.ceiling(),
-            table_time_ceiling: self.table_clock.ceiling(),
+            network_time_ceiling: stored(&self.network_clock),
+            table_time_ceiling: stored(&self.table_clock),
             attachments: attachments.collect(),
         }
     }
