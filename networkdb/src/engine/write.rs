@@ -53,7 +53,9 @@ pub enum WriteError {
         bytes_max: usize,
     },
     /// The table is owner-only, and the key is the id of another node.
-    #[error("table {table} is owner-only: entry {key} can be written by node {key} and by no other")]
+    #[error(
+        "table {table} is owner-only: entry {key} can be written by node {key} and by no other"
+    )]
     NotOwner {
         /// The table.
         table: TableName,
