@@ -466,7 +466,7 @@ fn a_join_that_arrives_after_the_leave_of_its_stamp_changes_nothing() {
     assert!(broken.contains(&1), "{broken:?}");
 }
 
-/// n0's entry overtakes the attachment under which it was written.
+/// Pain 3. n0's entry overtakes the attachment under which it was written.
 #[test]
 fn an_entry_that_arrives_before_the_join_that_makes_it_legal_is_not_lost() {
     let broken = needs(

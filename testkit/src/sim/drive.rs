@@ -135,10 +135,10 @@ impl Sim {
                     node,
                 });
             }
-            Output::NetworkReady { .. }
-            | Output::MemberUp { .. }
-            | Output::MemberDown { left: true, .. }
-            | Output::Lost(_) => {}
+            Output::NetworkReady { network, is_synced } => {
+                self.nodes[number].ready.push((network, is_synced));
+            }
+            Output::MemberUp { .. } | Output::MemberDown { left: true, .. } | Output::Lost(_) => {}
         }
     }
 

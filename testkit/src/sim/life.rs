@@ -1,7 +1,7 @@
 //! How nodes start, stop, pause, join and leave.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use networkdb::engine::{Engine, Identity, Persistent};
 use networkdb::{Generation, Keyring, LamportTime, NodeId};
@@ -151,6 +151,17 @@ impl Sim {
     pub fn rename(&mut self, number: usize, id: NodeId) {
         assert!(self.nodes[number].engine.is_none(), "the node is down");
         self.nodes[number].id = id;
+    }
+
+    /// Gives a node that is down an address where no node was before, and returns it.
+    pub fn move_away(&mut self, number: usize) -> SocketAddr {
+        assert!(self.nodes[number].engine.is_none(), "the node is down");
+        let low = u32::try_from(self.by_addr.len()).expect("fewer than 2^32 addresses") + 1;
+        let addr = SocketAddr::new(Ipv4Addr::from(0x0b00_0000 + low).into(), 7_946);
+        self.by_addr.remove(&self.nodes[number].addr);
+        self.by_addr.insert(addr, number);
+        self.nodes[number].addr = addr;
+        addr
     }
 
     /// Changes the keys of a node that runs; its next run begins with those of the setup again.

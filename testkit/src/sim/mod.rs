@@ -184,6 +184,7 @@ impl Sim {
             streams: BTreeMap::new(),
             seen: Seen::new(),
             joined: 0,
+            ready: Vec::new(),
             clock: Clock::new(self.now),
             rate: RATE_TRUE,
             pace: Pace::Running,
@@ -258,6 +259,12 @@ impl Sim {
     #[must_use]
     pub fn seen(&self, number: usize) -> &Seen {
         &self.nodes[number].seen
+    }
+
+    /// Lists the networks whose join a node has answered, and whether they were synced by then.
+    #[must_use]
+    pub fn ready(&self, number: usize) -> &[(NetworkId, bool)] {
+        &self.nodes[number].ready
     }
 
     /// Returns how many timers of a node are set.
