@@ -83,6 +83,22 @@ pub struct Config {
 /// A rule of the data model that can be left out; see [`Config::left_out`].
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Rule {
+    /// Versions are totally ordered: of two writes with equal times one wins, the same on every node.
+    TotalOrder,
+    /// A time far ahead of the local clock is refused.
+    AheadLimit,
+    /// A restart with state starts its clocks at the ceilings stored.
+    StoredCeilings,
+    /// Of a join and a leave of one stamp the leave wins, whichever arrives last.
+    LeaveOrder,
+    /// What a failed node wrote is hidden, not dropped.
+    Hiding,
+    /// A new node on the address of another means that the other has left.
+    TakenAddress,
+    /// How long a dead record is still to be kept travels with it.
+    Residual,
+    /// A timer of the failure detector that is late is not handled.
+    LateTimers,
     /// What an ended attachment wrote stays as stubs until it expires.
     Stubs,
     /// Live entries of this node that it does not hold are answered with a tombstone.

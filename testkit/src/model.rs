@@ -210,11 +210,8 @@ impl Model {
             return Ok(());
         }
         let holds = |kill: &&Kill| {
-            let by_lost = kill.by.is_some_and(|by| {
-                let by = &self.writes[by];
-                by.was_lost || by.is_unsure
-            });
-            !by_lost && (kill.is_lasting || kill.at >= since)
+            let is_lost = kill.by.is_some_and(|by| self.is_lost(by));
+            !is_lost && (kill.is_lasting || kill.at >= since)
         };
         match write.kills.iter().find(holds) {
             None => Ok(()),
@@ -228,10 +225,27 @@ impl Model {
         }
     }
 
+    /// Whether nothing is left of a write, nor of what was written over it: those who held it crashed or left.
+    fn is_lost(&self, id: WriteId) -> bool {
+        let write = &self.writes[id];
+        let mut over = write.kills.iter().filter_map(|kill| kill.by);
+        write.was_lost
+            || write.is_unsure
+            || write.holders.is_empty() && over.any(|by| self.is_lost(by))
+    }
+
     /// The value hash that every node attached must show under a key, and the owner; `None` when nothing is demanded.
     #[must_use]
     pub fn demand(&self, network: usize, key: usize) -> Option<(u64, usize)> {
         let all = self.by_key.get(&(network, key))?;
+        // Whatever times they got: of what a node wrote under one attachment the last counts.
+        let is_last = |id: &&WriteId| {
+            let write = &self.writes[**id];
+            let later = all.iter().filter(|other| other > id);
+            !later
+                .map(|other| &self.writes[*other])
+                .any(|other| other.session == write.session)
+        };
         let is_demanded = |write: &&Write| {
             self.sessions.get(&(write.place.node, network)) == Some(&write.session)
                 && write.kills.is_empty()
@@ -240,13 +254,14 @@ impl Model {
                 && !write.has_expired
                 && !write.is_unsure
         };
-        let demanded = all.iter().map(|id| &self.writes[*id]).filter(is_demanded);
+        let last = all.iter().filter(is_last).map(|id| &self.writes[*id]);
+        let demanded = last.filter(is_demanded);
         let write = demanded.max_by(|a, b| a.version.cmp(&b.version))?;
-        // A write by another that is higher may win, unless nobody else ever had it and it is gone. What an earlier run
-        // of the same node wrote may not: the node issues its write again.
+        // A write by another that is higher may win, unless nobody else ever had it and it is gone. What the same node
+        // wrote before may not: under another stamp it is answered, under the same one its time is lower.
         let may_beat = |other: &Write| {
             other.version > write.version
-                && (other.place.node != write.place.node || other.session == write.session)
+                && other.place.node != write.place.node
                 && (other.was_spread || other.kills.is_empty() || !other.holders.is_empty())
         };
         let is_beaten = all.iter().any(|id| may_beat(&self.writes[*id]));

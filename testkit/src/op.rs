@@ -51,7 +51,8 @@ pub enum Op {
     Replay(u64),
     /// `n3 forged 77`: something nobody sent arrives; the number chooses.
     Forge(usize, u64),
-    /// `n3 poisoned net0 41`: a record of an unknown node arrives, 2 to that power ahead of its time.
+    /// `n3 poisoned net0 41`: a record of an unknown node arrives, 2 to that power ahead of its time; from 63 on at the
+    /// last time there is.
     Poison(usize, usize, u32),
     /// `run 2500`: lets that many milliseconds pass.
     Run(u64),

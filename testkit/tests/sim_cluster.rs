@@ -122,6 +122,7 @@ fn relays_reach_everybody_when_peers_are_too_many_for_direct_pushes() {
     assert_agree(&mut sim);
 }
 
+/// Pain 2. Tables of nodes differed for good (moby#47728).
 #[test]
 fn two_writers_with_equal_times_end_equal_on_every_node() {
     let mut sim = attached(Setup::new(4), 5);
@@ -161,6 +162,7 @@ fn entries_never_reach_a_node_that_is_not_attached() {
     assert!(sent.iter().any(pushed), "the test can see what is pushed");
 }
 
+/// Pain 4. Addresses of dead containers were still resolved (moby#35548, #42833).
 #[test]
 fn a_crashed_nodes_entries_are_hidden_and_its_next_run_replicates() {
     let mut sim = attached(Setup::new(6), 5);
@@ -270,6 +272,7 @@ fn networks_with_a_common_prefix_do_not_touch_each_other() {
     assert!(sim.table(1, &networks[0], &table()).is_empty());
 }
 
+/// Pain 18. Tombstones were handed round for ever (libnetwork#1944, quickwit#5135).
 #[test]
 fn tombstones_are_reaped_and_do_not_come_back() {
     let mut setup = Setup::new(11);
@@ -295,4 +298,45 @@ fn tombstones_are_reaped_and_do_not_come_back() {
             "node {node}"
         );
     }
+}
+
+#[test]
+fn a_node_that_changes_its_address_is_listed_once_with_its_entries() {
+    for seed in 0..3 {
+        let mut sim = attached(Setup::new(seed), 5);
+        create(&mut sim, 2, "k", "v");
+        assert_agree(&mut sim);
+        sim.crash(2);
+        let addr = sim.move_away(2);
+        sim.start(2);
+        let is_moved = |sim: &Sim| {
+            let knows = |node: usize| sim.engine(node).roster().addr(sim.id(2)) == Some(addr);
+            sim.members_agree() && (0..5).all(knows)
+        };
+        let took = sim.run_until(BUDGET, is_moved).expect("it is listed");
+        assert!(took < Duration::from_secs(5), "seed {seed}: {took:?}");
+        assert_agree(&mut sim);
+        assert_eq!(sim.table(4, &network(), &table())["k"], "v");
+    }
+}
+
+#[test]
+fn a_join_of_a_network_is_answered_after_the_stated_time_when_no_peer_answers() {
+    let mut sim = Sim::cluster(Setup::new(12), 3);
+    sim.run_until(BUDGET, Sim::members_agree).unwrap();
+    sim.with(0, |engine, now| engine.join_network(&network(), now));
+    sim.run_for(Duration::from_secs(1));
+    assert_eq!(
+        sim.ready(0),
+        [(network(), true)],
+        "alone, it has all there is"
+    );
+    // Datagrams pass through the third node, streams do not.
+    sim.set_blocked(1, 0, true);
+    sim.with(1, |engine, now| engine.join_network(&network(), now));
+    let timeout = sim.config().join_network_timeout;
+    sim.run_for(timeout - Duration::from_millis(10));
+    assert_eq!(sim.ready(1), []);
+    sim.run_for(Duration::from_millis(20));
+    assert_eq!(sim.ready(1), [(network(), false)]);
 }

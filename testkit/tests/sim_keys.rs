@@ -60,6 +60,7 @@ fn assert_agree(sim: &mut Sim, entries: usize) {
     assert!(agreed.is_some(), "no agreement within {BUDGET:?}");
 }
 
+/// Pain 15. A change of keys broke gossip (moby#30590, libnetwork#2462).
 #[test]
 fn keys_change_at_different_times_under_loss_and_writes_and_nothing_is_lost() {
     const NODES: usize = 6;

@@ -91,6 +91,11 @@ impl Attachments {
         &self.sums
     }
 
+    /// Returns how many are known, ended ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.networks.values().map(BTreeMap::len).sum()
+    }
+
     /// Lists the attachments for which something holds.
     fn find(&self, holds: impl Fn(&Attachment) -> bool) -> Vec<(NetworkId, NodeId)> {
         let mut found = Vec::new();
@@ -331,6 +336,9 @@ impl Engine {
             Some(self.config.node_reap_interval)
         };
         let expires = keep.map(|keep| self.expires_at(record.residual, keep, now));
+        if !self.keeps(Rule::LeaveOrder) && known.is_some_and(|known| known.stamp == record.stamp) {
+            self.attachments.remove(&record.network, &record.node);
+        }
         if !self.attachments.apply(record, expires) {
             self.renew_attachment(record, now);
             return false;
@@ -380,6 +388,14 @@ impl Engine {
     pub(crate) fn receive_attachment(&mut self, record: &AttachmentRecord, now: Instant) {
         if self.apply_attachment(record, now) && self.relays_to_cluster() {
             self.push_attachment(record, Class::Relay, now);
+        }
+    }
+
+    /// Tells members that may not know them of this node's attachments.
+    pub(crate) fn push_own_attachments(&mut self, now: Instant) {
+        let own = self.attachments.export_of(&self.me, self.millis(now));
+        for record in own.iter().filter(|record| !record.left) {
+            self.push_attachment(record, Class::Own, now);
         }
     }
 

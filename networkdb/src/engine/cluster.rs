@@ -228,7 +228,7 @@ impl Engine {
         }
         let was_up = known.is_some_and(|known| known.status == Status::Up);
         let previous = self.cluster.at(member.addr).filter(|node| **node != id);
-        if let Some(previous) = previous.cloned() {
+        if let Some(previous) = previous.cloned().filter(|_| self.keeps(Rule::TakenAddress)) {
             self.node_replaced(&previous, now);
         }
         self.roster.set_member(&id, Some(member.addr));
@@ -242,6 +242,26 @@ impl Engine {
             });
             self.welcome(member.addr, now);
         }
+    }
+
+    /// Tells a node which runs under a lower generation than its last one, so that it takes one above.
+    ///
+    /// It has no state and a clock that went back. Until it knows, nobody counts it as a member, and it counts others.
+    pub(crate) fn meet_earlier_run(&mut self, sender: &Member, now: Instant) {
+        let Some(known) = self.cluster.get(&sender.node) else {
+            return;
+        };
+        // The later run of a twin is up elsewhere: raising generations against each other would never end.
+        let is_twin = known.status == Status::Up
+            && known
+                .member
+                .as_ref()
+                .is_some_and(|member| member.addr != sender.addr);
+        if sender.node == self.me || known.generation <= sender.generation || is_twin {
+            return;
+        }
+        let record = node_record(&sender.node, known, self.millis(now));
+        self.send_gossip(sender.addr, &Message::Node(record).encode());
     }
 
     /// Another node has taken the address of this one, so this one's run is over.
@@ -356,6 +376,12 @@ impl Engine {
         let subject = Subject::Node(record.node.clone());
         let message = Message::Node(record.clone()).encode();
         self.push(Scope::Cluster, subject, class, message, now);
+    }
+
+    /// Returns how many nodes and how many attachments are known, dead ones included.
+    #[must_use]
+    pub fn cluster_records(&self) -> (usize, usize) {
+        (self.cluster.nodes.len(), self.attachments.len())
     }
 
     /// The record of a node that left has met an older one: if it has faded, it is renewed and sent back.

@@ -29,7 +29,9 @@ use crate::wire::{Message, NODE_RANGE_BITS_MAX, NodeDigests, NodeRanges, PushPul
 const PUSH_PULL_RECORDS: usize = 500;
 /// Exchanges that this node starts at the same time because a digest differed: each brings most of what the next would.
 const EXCHANGES_MAX: usize = 2;
-/// Pause between two digests to members that have come up; one exchange also tells of the others.
+/// Digests sent to members that have come up, within [`WELCOME_PAUSE`]; one exchange also tells of the others.
+const WELCOMES_MAX: u32 = 4;
+/// Pause after that.
 const WELCOME_PAUSE: Duration = Duration::from_millis(100);
 /// When to compare again after an exchange that brought news, which somebody else may lack too.
 const SOON: Duration = Duration::from_millis(300);
@@ -133,8 +135,8 @@ pub(crate) struct Exchange {
 /// When this node compares its digest of the cluster, beside the regular rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Comparisons {
-    /// When a member that had come up was last sent the digest.
-    last_welcome: Option<Instant>,
+    /// When members that had come up were sent the digest, and how many.
+    welcomed: Option<(Instant, u32)>,
     is_soon: bool,
 }
 
@@ -176,11 +178,17 @@ impl Engine {
         }
     }
 
-    /// Compares with a member that has come up, unless this was done with another one just before.
+    /// Compares with a member that has come up, unless this was done with others just before.
     pub(crate) fn welcome(&mut self, addr: SocketAddr, now: Instant) {
-        let last = self.comparisons.last_welcome;
-        if last.is_none_or(|last| now.saturating_duration_since(last) >= WELCOME_PAUSE) {
-            self.comparisons.last_welcome = Some(now);
+        let is_recent =
+            |(since, _): &(Instant, u32)| now.saturating_duration_since(*since) < WELCOME_PAUSE;
+        let (since, count) = self
+            .comparisons
+            .welcomed
+            .filter(is_recent)
+            .unwrap_or((now, 0));
+        if count < WELCOMES_MAX {
+            self.comparisons.welcomed = Some((since, count + 1));
             self.send_cluster_digest(addr);
         }
     }

@@ -14,7 +14,7 @@
 use std::time::{Duration, Instant};
 
 use super::membership::SwimTimer;
-use super::{Engine, TimerKind};
+use super::{Engine, Rule, TimerKind};
 
 /// Lateness that a busy but healthy machine does not reach.
 const LATE: Duration = Duration::from_millis(200);
@@ -45,7 +45,7 @@ impl Engine {
     /// Handles a timer of the failure detector, unless it is so late that this node cannot have been running.
     pub(crate) fn swim_timer(&mut self, timer: SwimTimer, due: Instant, now: Instant) {
         let late = now.saturating_duration_since(due);
-        if late <= LATE {
+        if late <= LATE || !self.keeps(Rule::LateTimers) {
             if timer.is_probe() {
                 self.health.score = self.health.score.saturating_sub(1);
             }

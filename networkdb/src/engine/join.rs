@@ -191,7 +191,7 @@ impl Engine {
         tracing::debug!(at = ?now.saturating_duration_since(self.started), "left the cluster");
     }
 
-    /// Tells every member that this run of the node has begun.
+    /// Tells every member that this run of the node has begun, and what it is attached to.
     pub(crate) fn announce_run(&mut self, now: Instant) {
         let record = NodeRecord {
             node: self.me.clone(),
@@ -201,6 +201,7 @@ impl Engine {
             residual: None,
         };
         self.push_node(&record, Class::Own, now);
+        self.push_own_attachments(now);
     }
 }
 

@@ -250,7 +250,7 @@ impl Engine {
         }
         let body = payload.split_off(1);
         match payload[0] {
-            KIND_SWIM => self.swim_packet(&body),
+            KIND_SWIM => self.swim_packet(&body, now),
             KIND_GOSSIP => self.gossip(body, now),
             _ => self.stats.skipped_unknown += 1,
         }
@@ -302,12 +302,13 @@ impl Engine {
         }
     }
 
-    fn swim_packet(&mut self, packet: &[u8]) {
+    fn swim_packet(&mut self, packet: &[u8], now: Instant) {
         if let Some(sender) = Membership::sender(packet) {
             if self.meet_twin(&sender) {
                 return;
             }
             self.warn_outdated(&sender);
+            self.meet_earlier_run(&sender, now);
         }
         self.swim(|swim| swim.handle_packet(packet));
     }
@@ -412,10 +413,18 @@ impl Engine {
             let attachment = self.attachments.get(network, &self.me)?;
             Some((network.clone(), attachment.stamp.joined))
         });
+        let keeps = self.keeps(Rule::StoredCeilings);
+        let stored = |clock: &LamportClock| {
+            if keeps {
+                clock.ceiling()
+            } else {
+                LamportTime(0)
+            }
+        };
         Persistent {
             generation: self.generation,
-            network_time_ceiling: self.network_clock.ceiling(),
-            table_time_ceiling: self.table_clock.ceiling(),
+            network_time_ceiling: stored(&self.network_clock),
+            table_time_ceiling: stored(&self.table_clock),
             attachments: attachments.collect(),
         }
     }

@@ -43,6 +43,7 @@ impl Engine {
         keep: Duration,
         now: Instant,
     ) -> u64 {
+        let residual = residual.filter(|_| self.keeps(Rule::Residual));
         let keep = residual.map_or(keep, |residual| residual.min(keep));
         self.millis(now).saturating_add(millis_of(keep))
     }
@@ -84,6 +85,14 @@ impl Engine {
         let local = self.networks.get(&record.network);
         let table = local.and_then(|local| local.tables.table(&record.table));
         table.is_some_and(|table| table.holding(&record.key).is_some())
+    }
+
+    /// Whether something written at the record's time is held under its key.
+    pub(crate) fn is_held_at(&self, record: &TableRecord) -> bool {
+        let local = self.networks.get(&record.network);
+        let table = local.and_then(|local| local.tables.table(&record.table));
+        let held = table.and_then(|table| table.holding(&record.key));
+        held.is_some_and(|held| held.version.time == record.version.time)
     }
 
     /// Notes when a tombstone fades and expires.

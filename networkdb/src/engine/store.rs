@@ -156,9 +156,12 @@ impl Engine {
         now: Instant,
     ) -> bool {
         let version = &record.version;
-        if self.table_clock.witness(version.time).is_err()
-            || self.network_clock.witness(version.stamp.joined).is_err()
-        {
+        let witnessed = if self.keeps(Rule::AheadLimit) {
+            self.table_clock.witness(version.time)
+        } else {
+            self.table_clock.adopt(version.time)
+        };
+        if witnessed.is_err() || self.network_clock.witness(version.stamp.joined).is_err() {
             self.stats.refused_clock += 1;
             return false;
         }
@@ -191,6 +194,9 @@ impl Engine {
         let expires = self.expires_at(record.residual, self.config.reap_interval, now);
         let counted = !self.is_fading(record)
             && (version.tombstone || !self.is_faded(&record.network, &owner));
+        if !self.keeps(Rule::TotalOrder) && self.is_held_at(record) {
+            return false;
+        }
         let Some(local) = self.networks.get_mut(&record.network) else {
             return false;
         };
@@ -346,7 +352,11 @@ impl Engine {
             // A stamp above the recorded one is of a tombstone only, which nobody sees anyway.
             return Standing::Over;
         }
-        self.cluster.standing(node, stamp.generation)
+        let standing = self.cluster.standing(node, stamp.generation);
+        if standing == Standing::Hidden && !self.keeps(Rule::Hiding) {
+            return Standing::Over;
+        }
+        standing
     }
 
     /// Recomputes what readers see of all entries of a node in a network and tells watchers what changed.

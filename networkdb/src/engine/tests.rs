@@ -1,6 +1,9 @@
 //! One engine by hand.
 
+mod lifecycle;
+mod limits;
 mod rules;
+mod watching;
 
 use super::*;
 use crate::config::Config;

@@ -163,8 +163,8 @@ impl Driver {
                 command = self.commands.recv() => match command {
                     Some(Command::Close(done)) => break Some(done),
                     Some(command) => {
-                        self.command(command);
-                        if let Some(done) = self.more_commands() {
+                        self.command(command).await;
+                        if let Some(done) = self.more_commands().await {
                             break Some(done);
                         }
                     }
@@ -190,11 +190,11 @@ impl Driver {
     }
 
     /// Handles commands that wait already, so that their events leave in one packet.
-    fn more_commands(&mut self) -> Option<oneshot::Sender<()>> {
+    async fn more_commands(&mut self) -> Option<oneshot::Sender<()>> {
         for _ in 0..BATCH {
             match self.commands.try_recv() {
                 Ok(Command::Close(done)) => return Some(done),
-                Ok(command) => self.command(command),
+                Ok(command) => self.command(command).await,
                 Err(_) => return None,
             }
         }
@@ -248,7 +248,11 @@ impl Driver {
         }
     }
 
-    fn command(&mut self, command: Command) {
+    async fn command(&mut self, command: Command) {
+        if matches!(command, Command::Watch(..) | Command::Resync) {
+            // A snapshot holds the changes that wait to be told; a new watcher must not get them again after it.
+            self.drain().await;
+        }
         let (engine, now) = (&mut self.engine, now());
         match command {
             Command::Write(write, to) => reply(to, perform(engine, write, now)),

@@ -236,7 +236,10 @@ impl World {
             table: self.tables[0].clone(),
             key: Key::new("poison").expect("a short name"),
             version: Version {
-                time: LamportTime(ahead.saturating_add(1 << power.min(62))),
+                time: LamportTime(match power {
+                    0..63 => ahead.saturating_add(1 << power),
+                    _ => (1 << 63) - 1,
+                }),
                 owner: NodeId::new("ghost").expect("a short name"),
                 stamp: Stamp {
                     generation: Generation(1),

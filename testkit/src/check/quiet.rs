@@ -164,6 +164,17 @@ impl World {
                 }
             }
         }
+        let members = self.members();
+        let attached = (0..self.networks.len()).map(|network| self.attached(network).len());
+        let live = (members.len(), attached.sum::<usize>());
+        for node in members {
+            let known = self.sim.engine(node).cluster_records();
+            if known != live {
+                let why =
+                    format!("n{node} knows {known:?} nodes and attachments, {live:?} are live");
+                return Err((1, why));
+            }
+        }
         Ok(())
     }
 

@@ -9,10 +9,10 @@ use networkdb::wire::frame::FRAME_BYTES_MAX;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::Sim;
 use super::net::{Recorded, Recorder, changed};
 use super::node::Far;
 use super::queue::Happening;
+use super::{Down, Sim};
 
 /// Bytes of a forged datagram that imitates nothing.
 const NOISE_BYTES: usize = 120;
@@ -127,10 +127,18 @@ impl Sim {
                 self.nodes[number].met_twin = true;
                 self.crash(number);
             }
-            Output::NetworkReady { .. }
-            | Output::MemberUp { .. }
-            | Output::MemberDown { .. }
-            | Output::Lost(_) => {}
+            Output::MemberDown { node, left: false } => {
+                let at = self.elapsed();
+                self.downs.push(Down {
+                    at,
+                    by: number,
+                    node,
+                });
+            }
+            Output::NetworkReady { network, is_synced } => {
+                self.nodes[number].ready.push((network, is_synced));
+            }
+            Output::MemberUp { .. } | Output::MemberDown { left: true, .. } | Output::Lost(_) => {}
         }
     }
 

@@ -1,15 +1,15 @@
 //! How nodes start, stop, pause, join and leave.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use networkdb::engine::{Engine, Identity, Persistent};
-use networkdb::{Generation, Keyring, LamportTime};
+use networkdb::{Generation, Keyring, LamportTime, NodeId};
 use rand::RngExt as _;
 
-use super::Sim;
 use super::node::{Disk, Pace};
 use super::queue::Happening;
+use super::{Generations, Sim};
 
 impl Sim {
     /// Starts a node that is down, without any state of its earlier runs.
@@ -29,8 +29,13 @@ impl Sim {
         node.run += 1;
         // Later starts are higher, however little time passes between them.
         let epoch = elapsed + 10 * node.run;
+        let (millis, low_bits) = match self.setup.generations {
+            Generations::Clock => (epoch, random),
+            Generations::Random => (0, random),
+            Generations::Counted => (0, 1),
+        };
         let fresh = Persistent {
-            generation: Generation::after(Generation(0), epoch, random),
+            generation: Generation::after(Generation(0), millis, low_bits),
             ..Persistent::default()
         };
         let state = node.disk.clone().unwrap_or(fresh);
@@ -116,6 +121,9 @@ impl Sim {
     }
 
     /// Lets a stopped node go on; everything that waited happens at once.
+    ///
+    /// Timers come first: a driver takes what waits in any order, and this one is the worst for those that a node judges
+    /// before it has read what they said.
     pub fn resume(&mut self, number: usize) {
         let node = &mut self.nodes[number];
         let waiting = match std::mem::replace(&mut node.pace, Pace::Running) {
@@ -123,7 +131,9 @@ impl Sim {
             Pace::Paused(waiting) | Pace::Suspended(waiting) => waiting,
         };
         node.clock.set_rate(node.rate, self.now);
-        for what in waiting {
+        let is_timer = |what: &Happening| matches!(what, Happening::Timer(..));
+        let (timers, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_timer);
+        for what in timers.into_iter().chain(others) {
             self.happen(number, what);
         }
     }
@@ -135,6 +145,23 @@ impl Sim {
         if !matches!(node.pace, Pace::Suspended(_)) {
             node.clock.set_rate(rate, self.now);
         }
+    }
+
+    /// Gives the address of a node that is down to another node id.
+    pub fn rename(&mut self, number: usize, id: NodeId) {
+        assert!(self.nodes[number].engine.is_none(), "the node is down");
+        self.nodes[number].id = id;
+    }
+
+    /// Gives a node that is down an address where no node was before, and returns it.
+    pub fn move_away(&mut self, number: usize) -> SocketAddr {
+        assert!(self.nodes[number].engine.is_none(), "the node is down");
+        let low = u32::try_from(self.by_addr.len()).expect("fewer than 2^32 addresses") + 1;
+        let addr = SocketAddr::new(Ipv4Addr::from(0x0b00_0000 + low).into(), 7_946);
+        self.by_addr.remove(&self.nodes[number].addr);
+        self.by_addr.insert(addr, number);
+        self.nodes[number].addr = addr;
+        addr
     }
 
     /// Changes the keys of a node that runs; its next run begins with those of the setup again.

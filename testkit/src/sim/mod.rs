@@ -50,6 +50,19 @@ pub struct Setup {
     pub config: Config,
     /// Keys of every node.
     pub keyring: Option<Keyring>,
+    /// Where a node that lost its state takes its generation from.
+    pub generations: Generations,
+}
+
+/// Where a node without state takes the generation of its run from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Generations {
+    /// The wall clock and random low bits, as nodes do.
+    Clock,
+    /// Random low bits only: the host's wall clock starts at zero with every boot.
+    Random,
+    /// Nothing: each first run is number one.
+    Counted,
 }
 
 impl Setup {
@@ -61,12 +74,24 @@ impl Setup {
             conditions: Conditions::good(),
             config: Config::lan(),
             keyring: None,
+            generations: Generations::Clock,
         }
     }
 }
 
 /// What a watcher of a node has been told, folded.
 pub type Seen = BTreeMap<(NetworkId, TableName, Key), Bytes>;
+
+/// A node has declared another one down, without a word from that one.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Down {
+    /// When, in virtual time.
+    pub at: Duration,
+    /// Who did.
+    pub by: usize,
+    /// Who is said to be down.
+    pub node: NodeId,
+}
 
 /// How often [`Sim::run_until`] looks at first; later a twentieth of the time that has passed.
 const LOOK_PERIOD: Duration = Duration::from_millis(1);
@@ -87,6 +112,8 @@ pub struct Sim {
     steps: u64,
     /// What an engine did that no engine may ever do.
     offence: Option<String>,
+    /// Every time that a node declared another one down.
+    downs: Vec<Down>,
     /// Every datagram sent, when asked to keep them: sender, receiver, payload before sealing.
     pub sent: Option<Vec<(usize, usize, Bytes)>>,
 }
@@ -117,6 +144,7 @@ impl Sim {
             recorder: None,
             steps: 0,
             offence: None,
+            downs: Vec::new(),
             sent: None,
         }
     }
@@ -156,6 +184,7 @@ impl Sim {
             streams: BTreeMap::new(),
             seen: Seen::new(),
             joined: 0,
+            ready: Vec::new(),
             clock: Clock::new(self.now),
             rate: RATE_TRUE,
             pace: Pace::Running,
@@ -232,6 +261,12 @@ impl Sim {
         &self.nodes[number].seen
     }
 
+    /// Lists the networks whose join a node has answered, and whether they were synced by then.
+    #[must_use]
+    pub fn ready(&self, number: usize) -> &[(NetworkId, bool)] {
+        &self.nodes[number].ready
+    }
+
     /// Returns how many timers of a node are set.
     #[must_use]
     pub fn timers(&self, number: usize) -> usize {
@@ -260,6 +295,12 @@ impl Sim {
     #[must_use]
     pub fn met_twin(&self, number: usize) -> bool {
         self.nodes[number].met_twin
+    }
+
+    /// Lists every time that a node declared another one down, oldest first.
+    #[must_use]
+    pub fn downs(&self) -> &[Down] {
+        &self.downs
     }
 
     /// Takes what an engine did that no engine may ever do, if one did.

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use networkdb::NodeId;
 use networkdb::engine::{Engine, Persistent, StreamId};
 use networkdb::wire::frame::DatagramSeal;
+use networkdb::{NetworkId, NodeId};
 
 use super::Seen;
 use super::queue::Happening;
@@ -102,6 +102,8 @@ pub(super) struct Node {
     pub streams: BTreeMap<StreamId, Far>,
     pub seen: Seen,
     pub joined: usize,
+    /// Networks whose join was answered, and whether they were synced by then.
+    pub ready: Vec<(NetworkId, bool)>,
     pub clock: Clock,
     /// Rate of the clock while the host is not suspended.
     pub rate: u32,

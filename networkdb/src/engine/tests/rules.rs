@@ -4,34 +4,34 @@ use super::*;
 use crate::id::{Key, Stamp, TableName, Version};
 use crate::wire::PushPull;
 
-const REAP: Duration = Duration::from_secs(60);
+pub(super) const REAP: Duration = Duration::from_secs(60);
 
-struct Rig {
-    engine: Engine,
-    now: Instant,
+pub(super) struct Rig {
+    pub(super) engine: Engine,
+    pub(super) now: Instant,
 }
 
 fn name(key: &str) -> (TableName, Key) {
     place(key)
 }
 
-fn node(id: &str) -> NodeId {
+pub(super) fn node(id: &str) -> NodeId {
     NodeId::new(id).expect("a valid name")
 }
 
-fn generation(run: u64) -> Generation {
+pub(super) fn generation(run: u64) -> Generation {
     Generation(run << 16)
 }
 
 impl Rig {
     /// Node `n` in its tenth run, attached to the network.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut rig = Self::resuming(Vec::new());
         rig.engine.join_network(&network(), rig.now).unwrap();
         rig
     }
 
-    fn resuming(attachments: Vec<(NetworkId, LamportTime)>) -> Self {
+    pub(super) fn resuming(attachments: Vec<(NetworkId, LamportTime)>) -> Self {
         let (_, now) = engine();
         let identity = Identity {
             node: node("n"),
@@ -53,15 +53,15 @@ impl Rig {
         }
     }
 
-    fn stamp(&self) -> Stamp {
+    pub(super) fn stamp(&self) -> Stamp {
         self.engine.own_stamp(&network()).expect("attached")
     }
 
-    fn create(&mut self, key: &str, value: &'static str) {
+    pub(super) fn create(&mut self, key: &str, value: &'static str) {
         create(&mut self.engine, key, value, self.now).unwrap();
     }
 
-    fn receive(&mut self, message: &Message) {
+    pub(super) fn receive(&mut self, message: &Message) {
         let mut payload = BytesMut::new();
         payload.put_u8(KIND_GOSSIP);
         payload.put_slice(&message.encode());
@@ -69,9 +69,33 @@ impl Rig {
         self.engine.handle(Input::Datagram { payload }, self.now);
     }
 
-    fn lookup(&self, key: &str) -> Lookup {
+    pub(super) fn lookup(&self, key: &str) -> Lookup {
         let (table, key) = name(key);
         self.engine.store.lookup(&network(), &table, &key)
+    }
+
+    /// Hears of a member that is up.
+    pub(super) fn meet(&mut self, member: &Member) {
+        let config = Config::lan().check().unwrap();
+        let theirs = Membership::new(member.clone(), config, StdRng::seed_from_u64(1));
+        let part = PushPull {
+            node: member.node.clone(),
+            network_time: LamportTime(50),
+            table_time: LamportTime(50),
+            members: theirs.export(std::iter::empty()),
+            nodes: Vec::new(),
+            attachments: Vec::new(),
+            compare: None,
+            differing: None,
+            more: false,
+        };
+        self.engine.import_cluster(&part, false, self.now);
+    }
+
+    /// Loses a member without a word.
+    pub(super) fn lose(&mut self, member: &Member) {
+        self.engine.swim(|swim| swim.declare_down(member.clone()));
+        self.engine.drain_membership(self.now);
     }
 
     fn time_of(&self, key: &str) -> u64 {
@@ -84,7 +108,7 @@ impl Rig {
     }
 
     /// Lets time pass in steps of the reaper.
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             self.now += REAP / 60;
@@ -93,16 +117,43 @@ impl Rig {
         }
     }
 
-    fn digest(&self) -> Digest {
+    pub(super) fn digest(&self) -> Digest {
         self.engine.store.network(&network()).unwrap().digest()
     }
 
-    fn outputs(&mut self) -> Vec<Output> {
+    pub(super) fn outputs(&mut self) -> Vec<Output> {
         std::iter::from_fn(|| self.engine.poll_output()).collect()
     }
 }
 
-fn live(owner: &str, stamp: Stamp, time: u64, key: &str, value: &'static str) -> TableRecord {
+/// Node `z` in its first run, as the failure detector knows it.
+pub(super) fn other(epoch: u64) -> Member {
+    Member::new(node("z"), ([127, 0, 0, 1], 1).into(), generation(1), epoch)
+}
+
+/// A tombstone of the same write at a later time.
+pub(super) fn dead(owner: &str, stamp: Stamp, time: u64, key: &str) -> TableRecord {
+    let live = live(owner, stamp, time, key, "");
+    TableRecord {
+        version: Version {
+            tombstone: true,
+            value_hash: 0,
+            ..live.version
+        },
+        kind: WriteKind::Delete,
+        body: Body::Tombstone,
+        residual: Some(REAP),
+        ..live
+    }
+}
+
+pub(super) fn live(
+    owner: &str,
+    stamp: Stamp,
+    time: u64,
+    key: &str,
+    value: &'static str,
+) -> TableRecord {
     let (table, key) = name(key);
     let value = Bytes::from_static(value.as_bytes());
     TableRecord {
@@ -122,7 +173,7 @@ fn live(owner: &str, stamp: Stamp, time: u64, key: &str, value: &'static str) ->
     }
 }
 
-fn attachment(id: &str, stamp: Stamp, left: bool) -> AttachmentRecord {
+pub(super) fn attachment(id: &str, stamp: Stamp, left: bool) -> AttachmentRecord {
     AttachmentRecord {
         network: network(),
         node: node(id),
@@ -133,7 +184,7 @@ fn attachment(id: &str, stamp: Stamp, left: bool) -> AttachmentRecord {
     }
 }
 
-fn stamp(run: u64, joined: u64) -> Stamp {
+pub(super) fn stamp(run: u64, joined: u64) -> Stamp {
     Stamp {
         generation: generation(run),
         joined: LamportTime(joined),
@@ -230,6 +281,24 @@ fn the_lower_of_two_runs_under_one_id_stops() {
             .iter()
             .any(|output| matches!(output, Output::Twin { .. }));
         assert_eq!(stopped, stops, "run {run} on port {port}");
+    }
+}
+
+#[test]
+fn a_node_that_runs_below_its_last_generation_is_told_so_unless_that_is_a_twins() {
+    let member = |run, port: u16| {
+        let addr = ([127, 0, 0, 1], port).into();
+        Member::new(node("z"), addr, generation(run), 1)
+    };
+    for (run, port, is_told) in [(4, 1, true), (4, 2, false), (5, 1, false), (6, 1, false)] {
+        let mut rig = Rig::new();
+        rig.engine.cluster.set_up(&member(5, 1));
+        rig.outputs();
+        rig.engine.meet_earlier_run(&member(run, port), rig.now);
+        let told = rig.outputs();
+        let to = member(run, port).addr;
+        let is_it = |output: &Output| matches!(output, Output::SendDatagram { to: addr, .. } if *addr == to);
+        assert_eq!(told.iter().any(is_it), is_told, "run {run} on port {port}");
     }
 }
 
