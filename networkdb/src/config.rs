@@ -42,6 +42,15 @@ pub struct Config {
     pub push_rounds: NonZeroU32,
     /// Pause between two rounds of an indirect push. Default 3 ms.
     pub push_round_gap: Duration,
+    /// Bytes that each peer is sent by push at most, in a second on average; what does not fit waits, and goes by streams
+    /// when it is much. Larger overruns the sockets of slow peers, and digests have to repair what was lost. Default 32 MiB.
+    pub push_bytes_per_second: NonZeroUsize,
+    /// Bytes that each peer may be sent by push at once. The sockets of the peers should have room for it. At least one
+    /// datagram. Default 64 KiB.
+    pub push_burst_bytes: usize,
+    /// Own writes of one network that may wait to be pushed before streams take over, which are held back by the peers that
+    /// read them. Default 1,024.
+    pub feed_from: usize,
     /// Events of one network or of the cluster that may wait to be pushed. Further ones are left to digests. Default
     /// 65,536.
     pub push_queue_max: usize,
@@ -185,6 +194,9 @@ impl Config {
             push_fanout: nonzero(4),
             push_rounds: NonZeroU32::new(3).expect("a literal above zero"),
             push_round_gap: Duration::from_millis(3),
+            push_bytes_per_second: nonzero(32 << 20),
+            push_burst_bytes: 64 << 10,
+            feed_from: 1_024,
             push_queue_max: 65_536,
             digest_delay: Duration::from_millis(10),
             digest_period: Duration::from_secs(3),
@@ -245,6 +257,10 @@ impl Config {
         if !(576..=65_000).contains(&self.datagram_bytes_max) {
             let value = self.datagram_bytes_max.to_string();
             return refuse("datagram_bytes_max", value, "between 576 and 65000");
+        }
+        if self.push_burst_bytes < self.datagram_bytes_max {
+            let value = self.push_burst_bytes.to_string();
+            return refuse("push_burst_bytes", value, "at least datagram_bytes_max");
         }
         if self.value_bytes_max > 1 << 20 {
             let value = self.value_bytes_max.to_string();

@@ -53,6 +53,8 @@ pub struct Stats {
     pub events_pushed: u64,
     /// Table events relayed, counted once a peer.
     pub events_relayed: u64,
+    /// Streams opened because own writes came faster than push may send.
+    pub feeds_opened: u64,
     /// Records received in syncs.
     pub sync_records_received: u64,
     /// Records received in syncs that changed nothing.

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::broadcast::{Class, Scope, Subject};
+use super::broadcast::{Class, Subject};
 use super::event::AttachmentRecord;
 use super::exchange::RangeSums;
 use super::{Engine, Output, Roster, Rule};
@@ -264,7 +264,7 @@ impl Engine {
         }
         let stamp = known.stamp;
         self.close_network(network);
-        self.drop_pushes_of(network);
+        self.drop_pushes_of(network, now);
         self.write_leave(network, stamp, now);
         self.settle(now);
         Ok(())
@@ -402,7 +402,7 @@ impl Engine {
     fn push_attachment(&mut self, record: &AttachmentRecord, class: Class, now: Instant) {
         let subject = Subject::Attachment(record.network.clone(), record.node.clone());
         let message = Message::Attachment(record.clone()).encode();
-        self.push(Scope::Cluster, subject, class, message, now);
+        self.push(subject, class, message, now);
     }
 
     /// Recomputes everything that depends on whether a node is up.

@@ -9,21 +9,26 @@
 //! Invariant: an event of a network is sent to nodes attached to it and to nobody else. Implements
 //! `docs/ALGORITHM.md`, section "Push".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
+use super::event::{TableRecord, WriteKind};
+use super::feed::Feeds;
+use super::table::{RecordRef, Table, Written};
 use super::{Engine, TimerKind};
-use crate::id::{Key, NetworkId, NodeId, TableName};
+use crate::config::CheckedConfig;
+use crate::id::{Key, NetworkId, NodeId};
 use crate::wire::frame::DATAGRAM_OVERHEAD;
-use crate::wire::{self, COMPOUND_OVERHEAD};
+use crate::wire::{self, BatchWriter, COMPOUND_OVERHEAD};
 
-/// Packets that one queue sends to one peer before others get their turn.
+/// Packets of the cluster's queue that go to one peer before others get their turn.
 const FLUSH_PACKETS_MAX: usize = 64;
 
 /// Who should get an event.
@@ -35,12 +40,11 @@ pub(crate) enum Scope {
     Network(NetworkId),
 }
 
-/// What an event is about; a newer event of the same subject replaces the older one.
+/// What an event of the cluster is about; a newer event of the same subject replaces the older one.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Subject {
     Node(NodeId),
     Attachment(NetworkId, NodeId),
-    Entry(TableName, Key),
 }
 
 /// Whose event it is. Own events go first.
@@ -57,14 +61,15 @@ struct Item {
     rounds: u32,
 }
 
+/// Events about nodes and attachments.
 #[derive(Debug, Default)]
-struct Queue {
+struct ClusterQueue {
     /// By class, then in the order of arrival.
     items: BTreeMap<(Class, u64), Item>,
     by_subject: BTreeMap<Subject, (Class, u64)>,
 }
 
-impl Queue {
+impl ClusterQueue {
     fn insert(&mut self, at: (Class, u64), item: Item) {
         if let Some(older) = self.by_subject.insert(item.subject.clone(), at) {
             self.items.remove(&older);
@@ -79,30 +84,108 @@ impl Queue {
     }
 }
 
+/// A write that waits to be pushed: where it is held, and which it was. What is sent is read from the table then, so a
+/// write that was superseded meanwhile is not sent, and nothing is kept twice.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub table: Arc<Table>,
+    pub key: Key,
+    pub written: Written,
+    pub kind: WriteKind,
+    pub rounds: u32,
+}
+
+/// The writes of one network that wait to be pushed.
+#[derive(Debug, Default)]
+pub(crate) struct EntryQueue {
+    pub own: VecDeque<Waiting>,
+    relays: VecDeque<Waiting>,
+    pub feeds: Feeds,
+}
+
+impl EntryQueue {
+    pub(crate) fn len(&self) -> usize {
+        self.own.len() + self.relays.len()
+    }
+
+    fn push(&mut self, class: Class, waiting: Waiting) {
+        match class {
+            Class::Own => self.own.push_back(waiting),
+            Class::Relay => self.relays.push_back(waiting),
+        }
+    }
+
+    fn put_back(&mut self, class: Class, waiting: Waiting) {
+        match class {
+            Class::Own => self.own.push_front(waiting),
+            Class::Relay => self.relays.push_front(waiting),
+        }
+    }
+
+    /// Takes the next write: own ones first, but for those that go by streams.
+    fn pop(&mut self) -> Option<(Class, Waiting)> {
+        if self.feeds.is_empty()
+            && let Some(waiting) = self.own.pop_front()
+        {
+            return Some((Class::Own, waiting));
+        }
+        Some((Class::Relay, self.relays.pop_front()?))
+    }
+}
+
+/// Limits what one peer is sent by push, so that its socket keeps up.
+#[derive(Debug, Default)]
+struct TokenBucket {
+    bytes: u64,
+    filled: Option<Instant>,
+}
+
+impl TokenBucket {
+    fn fill(&mut self, config: &CheckedConfig, now: Instant) {
+        let burst = config.push_burst_bytes as u64;
+        let elapsed = self.filled.map(|at| now.saturating_duration_since(at));
+        let rate = config.push_bytes_per_second.get() as u128;
+        let more = elapsed.map_or(u128::MAX, |elapsed| elapsed.as_micros() * rate / 1_000_000);
+        if more > 0 {
+            self.filled = Some(now);
+        }
+        let more = u64::try_from(more).unwrap_or(u64::MAX);
+        self.bytes = self.bytes.saturating_add(more).min(burst);
+    }
+
+    fn take(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+}
+
 /// All queues of a node.
 #[derive(Debug, Default)]
 pub(crate) struct Pushes {
-    queues: BTreeMap<Scope, Queue>,
+    cluster: ClusterQueue,
+    /// Those in which something waits, or streams are open.
+    networks: BTreeMap<NetworkId, EntryQueue>,
     sequence: u64,
     last_flush: Option<Instant>,
     timer_set: bool,
+    /// Something may wait.
+    is_due: bool,
+    bucket: TokenBucket,
 }
 
 impl Pushes {
-    fn is_empty(&self) -> bool {
-        self.queues.values().all(|queue| queue.items.is_empty())
-    }
-
     /// Returns how many events of a network wait.
     pub(crate) fn waiting(&self, network: &NetworkId) -> usize {
-        let queue = self.queues.get(&Scope::Network(network.clone()));
-        queue.map_or(0, |queue| queue.items.len())
+        self.networks.get(network).map_or(0, EntryQueue::len)
+    }
+
+    pub(crate) fn network_mut(&mut self, network: &NetworkId) -> Option<&mut EntryQueue> {
+        self.networks.get_mut(network)
     }
 }
 
 /// How far a flush got.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Left {
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Left {
     Nothing,
     /// Events that wait for their next round.
     Rounds,
@@ -121,16 +204,9 @@ impl Engine {
         self.roster.member_count() > self.config.push_direct_max + 1
     }
 
-    /// Queues an event; it leaves when the engine settles.
-    pub(crate) fn push(
-        &mut self,
-        scope: Scope,
-        subject: Subject,
-        class: Class,
-        message: Bytes,
-        now: Instant,
-    ) {
-        let queue = self.pushes.queues.entry(scope).or_default();
+    /// Queues an event about a node or an attachment; it leaves when the engine settles.
+    pub(crate) fn push(&mut self, subject: Subject, class: Class, message: Bytes, now: Instant) {
+        let queue = &mut self.pushes.cluster;
         if queue.items.len() >= self.config.push_queue_max {
             self.stats.dropped_push += 1;
             return;
@@ -145,8 +221,29 @@ impl Engine {
         self.schedule_push(now);
     }
 
+    /// Queues a write; it leaves when the engine settles.
+    pub(crate) fn push_entry(
+        &mut self,
+        network: &NetworkId,
+        class: Class,
+        waiting: Waiting,
+        now: Instant,
+    ) {
+        let queue = match self.pushes.networks.get_mut(network) {
+            Some(queue) => queue,
+            None => self.pushes.networks.entry(network.clone()).or_default(),
+        };
+        if queue.len() >= self.config.push_queue_max {
+            self.stats.dropped_push += 1;
+            return;
+        }
+        queue.push(class, waiting);
+        self.schedule_push(now);
+    }
+
     /// Makes sure that a timer will flush the queues.
     fn schedule_push(&mut self, now: Instant) {
+        self.pushes.is_due = true;
         if self.pushes.timer_set {
             return;
         }
@@ -155,14 +252,20 @@ impl Engine {
             .last_flush
             .map(|last| last + self.config.push_window);
         if let Some(until) = quiet_until.filter(|until| *until > now) {
+            self.set_push_timer(until - now);
+        }
+    }
+
+    fn set_push_timer(&mut self, after: Duration) {
+        if !self.pushes.timer_set {
             self.pushes.timer_set = true;
-            self.set_timer(until - now, TimerKind::Push);
+            self.set_timer(after, TimerKind::Push);
         }
     }
 
     /// Sends what may leave now; called at the end of every input.
     pub(crate) fn flush_if_quiet(&mut self, now: Instant) {
-        if !self.pushes.timer_set && !self.pushes.is_empty() {
+        if self.pushes.is_due && !self.pushes.timer_set {
             self.flush_pushes(now);
         }
     }
@@ -173,47 +276,46 @@ impl Engine {
     }
 
     fn flush_pushes(&mut self, now: Instant) {
+        self.pushes.is_due = false;
         self.pushes.last_flush = Some(now);
-        let scopes: Vec<Scope> = self
-            .pushes
-            .queues
-            .iter()
-            .filter(|(_, queue)| !queue.items.is_empty())
-            .map(|(scope, _)| scope.clone())
-            .collect();
-        let mut left = Left::Nothing;
-        for scope in scopes {
-            match (self.flush_scope(&scope), left) {
-                (Left::Events, _) => left = Left::Events,
-                (Left::Rounds, Left::Nothing) => left = Left::Rounds,
-                (Left::Nothing | Left::Rounds, _) => {}
-            }
+        self.pushes.bucket.fill(&self.config, now);
+        let mut left = self.flush_cluster();
+        let networks: Vec<NetworkId> = self.pushes.networks.keys().cloned().collect();
+        for network in networks {
+            left = left.max(self.flush_network(&network, now));
         }
-        let after = match left {
-            Left::Nothing => return,
-            Left::Rounds => self.config.push_round_gap,
-            Left::Events => self.config.push_window,
-        };
-        if !self.pushes.timer_set {
-            self.pushes.timer_set = true;
-            self.set_timer(after, TimerKind::Push);
+        match left {
+            Left::Nothing => {}
+            Left::Rounds => self.set_push_timer(self.config.push_round_gap),
+            Left::Events => self.set_push_timer(self.config.push_window),
         }
     }
 
-    fn flush_scope(&mut self, scope: &Scope) -> Left {
-        let mut peers = self.peers_of(scope);
-        let Some(mut queue) = self.pushes.queues.remove(scope) else {
+    /// Some of the peers when they are too many for direct pushes.
+    fn reached(&mut self, peers: Vec<SocketAddr>) -> (Vec<SocketAddr>, bool) {
+        if peers.len() <= self.config.push_direct_max {
+            return (peers, true);
+        }
+        let fanout = self.config.push_fanout.get();
+        let some = peers.sample(&mut self.rng, fanout).copied().collect();
+        (some, false)
+    }
+
+    /// Bytes of a gossip message that fit a datagram.
+    fn message_bytes_max(&self) -> usize {
+        self.config.datagram_bytes_max - DATAGRAM_OVERHEAD - 1
+    }
+
+    fn flush_cluster(&mut self) -> Left {
+        if self.pushes.cluster.items.is_empty() {
             return Left::Nothing;
-        };
+        }
+        let mut queue = std::mem::take(&mut self.pushes.cluster);
+        let (peers, is_direct) = self.reached(self.peers_of(&Scope::Cluster));
         if peers.is_empty() {
             return Left::Nothing;
         }
-        let is_direct = peers.len() <= self.config.push_direct_max;
-        if !is_direct {
-            let fanout = self.config.push_fanout.get();
-            peers = peers.sample(&mut self.rng, fanout).copied().collect();
-        }
-        let capacity = self.config.datagram_bytes_max - DATAGRAM_OVERHEAD - COMPOUND_OVERHEAD;
+        let capacity = self.message_bytes_max() - COMPOUND_OVERHEAD;
         let (mut packets, mut again) = (0, Vec::new());
         while packets < FLUSH_PACKETS_MAX && !queue.items.is_empty() {
             let mut messages: Vec<Bytes> = Vec::new();
@@ -226,7 +328,6 @@ impl Engine {
                 let Some(((class, _), mut item)) = queue.pop() else {
                     break;
                 };
-                self.count_push(scope, class, peers.len());
                 bytes += more;
                 messages.push(item.message.clone());
                 item.rounds -= 1;
@@ -234,7 +335,7 @@ impl Engine {
                     again.push((class, item));
                 }
             }
-            self.send_pushed(&peers, messages);
+            self.send_pushed(&peers, &wire::compound(messages));
             packets += 1;
         }
         let left = match (queue.items.is_empty(), again.is_empty()) {
@@ -246,30 +347,118 @@ impl Engine {
             self.pushes.sequence += 1;
             queue.insert((class, self.pushes.sequence), item);
         }
-        if !queue.items.is_empty() {
-            self.pushes.queues.insert(scope.clone(), queue);
+        self.pushes.cluster = queue;
+        left
+    }
+
+    fn flush_network(&mut self, network: &NetworkId, now: Instant) -> Left {
+        let all = self.peers_of(&Scope::Network(network.clone()));
+        let fed = self.feed(network, &all, now);
+        let (peers, is_direct) = self.reached(all);
+        let Some(mut queue) = self.pushes.networks.remove(network) else {
+            return Left::Nothing;
+        };
+        if peers.is_empty() {
+            return Left::Nothing;
+        }
+        let (mut again, mut is_empty) = (Vec::new(), false);
+        while self.pushes.bucket.bytes > 0 && !is_empty {
+            let mut batch = BatchWriter::new(network.clone());
+            is_empty = self.fill_batch(
+                &mut batch,
+                &mut queue,
+                (peers.len(), is_direct),
+                now,
+                &mut again,
+            );
+            if batch.count() > 0 {
+                let packet = batch.finish();
+                self.pushes.bucket.take(packet.len());
+                self.send_pushed(&peers, &packet);
+            }
+        }
+        let left = match (is_empty, again.is_empty()) {
+            (false, _) => Left::Events,
+            (true, false) => Left::Rounds,
+            (true, true) => fed,
+        };
+        for (class, waiting) in again {
+            queue.push(class, waiting);
+        }
+        if queue.len() > 0 || !queue.feeds.is_empty() {
+            self.pushes.networks.insert(network.clone(), queue);
         }
         left
     }
 
-    /// Sends one packet of messages to all peers. A message that is too large for a datagram is left to digests.
-    fn send_pushed(&mut self, peers: &[SocketAddr], messages: Vec<Bytes>) {
-        let packet = wire::compound(messages);
-        if packet.len() + 1 + DATAGRAM_OVERHEAD > self.config.datagram_bytes_max {
-            return;
-        }
-        for peer in peers {
-            self.send_gossip(*peer, &packet);
+    /// Fills one packet; returns whether nothing is left that could go into the next.
+    fn fill_batch(
+        &mut self,
+        batch: &mut BatchWriter,
+        queue: &mut EntryQueue,
+        (peers, is_direct): (usize, bool),
+        now: Instant,
+        again: &mut Vec<(Class, Waiting)>,
+    ) -> bool {
+        let capacity = self.message_bytes_max();
+        loop {
+            let Some((class, mut waiting)) = queue.pop() else {
+                return true;
+            };
+            let Some(record) = self.waiting_record(batch.network(), &waiting, now) else {
+                continue;
+            };
+            if batch.bytes_with(&record) > capacity {
+                if batch.count() > 0 {
+                    queue.put_back(class, waiting);
+                    return false;
+                }
+                // Too large for a datagram: left to digests.
+                continue;
+            }
+            batch.push(&record);
+            match class {
+                Class::Own => self.stats.events_pushed += peers as u64,
+                Class::Relay => self.stats.events_relayed += peers as u64,
+            }
+            waiting.rounds -= 1;
+            if !is_direct && waiting.rounds > 0 {
+                again.push((class, waiting));
+            }
         }
     }
 
-    fn count_push(&mut self, scope: &Scope, class: Class, peers: usize) {
-        if *scope == Scope::Cluster {
+    /// The record of a write that waits, unless it was superseded meanwhile.
+    pub(crate) fn waiting_record(
+        &self,
+        network: &NetworkId,
+        waiting: &Waiting,
+        now: Instant,
+    ) -> Option<TableRecord> {
+        let name = waiting.table.name();
+        let export = |held: &RecordRef<'_>| {
+            let record = held
+                .is_of(&waiting.written)
+                .then(|| self.export_record(network, name, held, now))??;
+            let kind = match record.kind {
+                WriteKind::Delete => WriteKind::Delete,
+                WriteKind::Create | WriteKind::Update => waiting.kind,
+            };
+            Some(TableRecord { kind, ..record })
+        };
+        waiting
+            .table
+            .inspect(waiting.key.as_str(), export)
+            .flatten()
+    }
+
+    /// Sends one packet to all peers. One that is too large for a datagram is left to digests.
+    fn send_pushed(&mut self, peers: &[SocketAddr], packet: &Bytes) {
+        if packet.len() > self.message_bytes_max() {
             return;
         }
-        match class {
-            Class::Own => self.stats.events_pushed += peers as u64,
-            Class::Relay => self.stats.events_relayed += peers as u64,
+        for peer in peers {
+            self.send_gossip(*peer, packet);
         }
     }
 
@@ -286,18 +475,19 @@ impl Engine {
         self.roster.random_other(scope, &self.me, &mut self.rng)
     }
 
-    pub(crate) fn drop_pushes_of(&mut self, network: &NetworkId) {
-        self.pushes.queues.remove(&Scope::Network(network.clone()));
+    pub(crate) fn drop_pushes_of(&mut self, network: &NetworkId, now: Instant) {
+        for stream in self.feed_streams(network) {
+            self.close_feed(stream, now);
+        }
+        self.pushes.networks.remove(network);
     }
 
     /// Sends everything in the cluster's queue to every member, whatever the size of the cluster.
     pub(crate) fn flush_to_all_members(&mut self) {
         let peers = self.peers_of(&Scope::Cluster);
-        let Some(mut queue) = self.pushes.queues.remove(&Scope::Cluster) else {
-            return;
-        };
+        let mut queue = std::mem::take(&mut self.pushes.cluster);
         while let Some((_, item)) = queue.pop() {
-            self.send_pushed(&peers, vec![item.message]);
+            self.send_pushed(&peers, &item.message);
         }
     }
 }

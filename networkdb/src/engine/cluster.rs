@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use super::broadcast::{Class, Scope, Subject};
+use super::broadcast::{Class, Subject};
 use super::event::{Digest, NodeRecord};
 use super::exchange::RangeSums;
 use super::membership::{Member, SwimOutput};
@@ -206,9 +206,11 @@ impl Engine {
                 SwimOutput::Down(member) => self.member_down(&member, now),
             }
         }
-        if !self.cluster.is_up(self.membership.me()) {
+        let me = self.membership.me();
+        if me.epoch != self.epoch {
             // This node was declared down somewhere and has come back under a higher epoch.
-            self.cluster.set_up(&self.membership.me().clone());
+            self.epoch = me.epoch;
+            self.cluster.set_up(&me.clone());
         }
     }
 
@@ -375,7 +377,7 @@ impl Engine {
     pub(crate) fn push_node(&mut self, record: &NodeRecord, class: Class, now: Instant) {
         let subject = Subject::Node(record.node.clone());
         let message = Message::Node(record.clone()).encode();
-        self.push(Scope::Cluster, subject, class, message, now);
+        self.push(subject, class, message, now);
     }
 
     /// Returns how many nodes and how many attachments are known, dead ones included.

@@ -363,7 +363,7 @@ impl Engine {
                 let attachments = part.attachments.iter().map(super::AttachmentRecord::digest);
                 exchange.received.extend(nodes.chain(attachments));
             }
-            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Sync(_) => {
+            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Sync(_) | Purpose::Feed(_) => {
                 self.abandon_stream(id, "the other node broke the protocol", now);
                 return;
             }
@@ -459,7 +459,7 @@ impl super::stream::Streams {
     fn exchange(&mut self, id: StreamId) -> Option<&mut Exchange> {
         match &mut self.get_mut(id)?.purpose {
             Purpose::PushPull(exchange) => Some(exchange),
-            Purpose::Unknown | Purpose::Sync(_) => None,
+            Purpose::Unknown | Purpose::Sync(_) | Purpose::Feed(_) => None,
         }
     }
 

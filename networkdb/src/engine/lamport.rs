@@ -53,6 +53,12 @@ impl LamportClock {
         LamportTime(self.now)
     }
 
+    /// Returns the time that [`Self::tick`] would return.
+    #[must_use]
+    pub(crate) fn next(&self) -> LamportTime {
+        LamportTime(self.now + 1)
+    }
+
     /// Moves the clock and returns a time later than all it has seen.
     pub(crate) fn tick(&mut self) -> LamportTime {
         self.now += 1;

@@ -16,6 +16,7 @@
 //! | `membership` | who answers (SWIM) |
 //! | `exchange` | how nodes come to know the same of the cluster |
 //! | `broadcast` | who is sent an event, and when |
+//! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
 //! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
@@ -44,6 +45,7 @@ mod broadcast;
 mod cluster;
 mod event;
 mod exchange;
+mod feed;
 mod health;
 mod io;
 mod join;
@@ -151,6 +153,8 @@ pub struct Engine {
     config: CheckedConfig,
     me: NodeId,
     generation: Generation,
+    /// Of this node as a member, as it is recorded in `cluster`.
+    epoch: u64,
     started: Instant,
     network_clock: LamportClock,
     table_clock: LamportClock,
@@ -193,6 +197,7 @@ impl Engine {
         let mut engine = Self {
             me: member.node.clone(),
             generation: identity.generation,
+            epoch: identity.epoch,
             started: now,
             network_clock: LamportClock::starting_at(identity.network_time),
             table_clock: LamportClock::starting_at(identity.table_time),
@@ -268,6 +273,11 @@ impl Engine {
         for message in decoded.messages {
             match message {
                 Message::Table(record) => self.receive_pushed(&record, now),
+                Message::Records(records) => {
+                    for record in &records {
+                        self.receive_pushed(record, now);
+                    }
+                }
                 Message::Attachment(record) => self.receive_attachment(&record, now),
                 Message::Node(record) => self.receive_node(&record, now),
                 Message::NetworkDigest {
@@ -281,7 +291,6 @@ impl Engine {
                 Message::PushPull(_)
                 | Message::Offer(_)
                 | Message::Ranges(_)
-                | Message::Records(_)
                 | Message::SyncEnd { .. } => self.stats.skipped_unknown += 1,
             }
         }

@@ -13,8 +13,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::broadcast::Class;
-use super::event::{Body, TableRecord};
+use super::broadcast::{Class, Waiting};
+use super::event::{Body, TableRecord, WriteKind};
 use super::store::LocalNetwork;
 use super::table::{Owner, RecordRef};
 use super::{Engine, Rule, TimerKind};
@@ -84,7 +84,7 @@ impl Engine {
     pub(crate) fn is_held(&self, record: &TableRecord) -> bool {
         let local = self.networks.get(&record.network);
         let table = local.and_then(|local| local.tables.table(&record.table));
-        table.is_some_and(|table| table.holding(&record.key).is_some())
+        table.is_some_and(|table| table.holds(record.key.as_str()))
     }
 
     /// Whether something written at the record's time is held under its key.
@@ -144,11 +144,17 @@ impl Engine {
         } else {
             return;
         }
-        let export = |held: &RecordRef<'_>| self.export_record(&met.network, &met.table, held, now);
-        let record = table.inspect(met.key.as_str(), export).flatten();
-        if let Some(record) = record {
-            self.push_record(&record, Class::Relay, now);
-        }
+        let Some(written) = table.inspect(met.key.as_str(), |held| held.written()) else {
+            return;
+        };
+        let waiting = Waiting {
+            kind: WriteKind::Create,
+            key: met.key.clone(),
+            rounds: self.config.push_rounds.get(),
+            table,
+            written,
+        };
+        self.push_entry(&met.network, Class::Relay, waiting, now);
     }
 
     /// Sets the timer for the next look at what has expired.
@@ -228,6 +234,7 @@ impl Engine {
             self.stats.reaped += local.reap_tombstones(now);
             self.stats.reaped += local.reap_owners(now);
             local.tables.remove_empty();
+            local.recent = None;
         }
     }
 }

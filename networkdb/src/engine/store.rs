@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
-use super::broadcast::{Class, Scope, Subject};
+use super::broadcast::{Class, Waiting};
 use super::event::{Body, Digest, TableRecord, WriteKind};
 use super::refute::Answer;
-use super::table::{Applied, Change, Expected, Lookup, Owner, RecordRef, Standing, Table, Write};
+use super::table::{
+    Applied, Change, Expected, Lookup, Owner, RecordRef, Standing, Table, Write, Written,
+};
 use super::{Engine, LostEntry, Output, Rule, Source, TableChange};
 use crate::id::{Key, NetworkId, NodeId, Stamp, TableName};
-use crate::wire::Message;
 
 /// All tables of the networks that this node is attached to. The engine writes, anyone reads.
 #[derive(Debug, Default)]
@@ -121,6 +122,8 @@ pub(crate) struct LocalNetwork {
     pub expiries: BTreeSet<(u64, TableName, Key)>,
     /// When they enter the last sixth of their life, with the expiry they had when this was noted.
     pub fading: BTreeSet<(u64, u64, TableName, Key)>,
+    /// Where the last record was written.
+    pub recent: Option<(Arc<Table>, Arc<Owner>)>,
     /// This run found the attachment in its state.
     pub is_resumed: bool,
     pub sync: super::sync::NetworkSync,
@@ -148,13 +151,61 @@ impl Engine {
         }
     }
 
-    /// Writes a record if it is newer than what is held; returns whether it was. The only path to the tables.
+    /// Writes a record if it is newer than what is held; returns whether it was.
     pub(crate) fn apply_record(
         &mut self,
         record: &TableRecord,
         source: Source,
         now: Instant,
     ) -> bool {
+        let applied = self.apply_expecting(record, Expected::Anything, source, now);
+        matches!(applied, Applied::Newer(_))
+    }
+
+    /// The only path to the tables: writes a record if it is newer than what is held and that is what was expected.
+    ///
+    /// A record that is refused for another reason counts as older.
+    pub(crate) fn apply_expecting(
+        &mut self,
+        record: &TableRecord,
+        expected: Expected,
+        source: Source,
+        now: Instant,
+    ) -> Applied {
+        if source != Source::Local && !self.is_acceptable(record) {
+            return Applied::Older;
+        }
+        if source != Source::Local && record.version.owner == self.me {
+            match self.answer_to_own(record, now) {
+                Answer::Take => {}
+                Answer::Write(answer) => {
+                    return self.apply_expecting(&answer, expected, Source::Local, now);
+                }
+            }
+        }
+        let Some((table, owner)) = self.target_of(record, now) else {
+            return Applied::Older;
+        };
+        let applied = self.write_to(&table, &owner, record, expected, now);
+        match &applied {
+            Applied::Newer(change) => {
+                let written = Written {
+                    time: record.version.time,
+                    owner,
+                    tombstone: record.version.tombstone,
+                };
+                self.applied(record, change);
+                self.push_written(record, table, written, source, now);
+                self.touch(&record.network, now);
+            }
+            Applied::Older => self.renew(record, now),
+            Applied::Equal | Applied::Unexpected => {}
+        }
+        applied
+    }
+
+    /// Whether a record of another node may be looked at; what may not is counted.
+    fn is_acceptable(&mut self, record: &TableRecord) -> bool {
         let version = &record.version;
         let witnessed = if self.keeps(Rule::AheadLimit) {
             self.table_clock.witness(version.time)
@@ -173,62 +224,84 @@ impl Engine {
             self.stats.refused_owner += 1;
             return false;
         }
-        if source != Source::Local && !self.has_room_for(record) {
+        if !self.has_room_for(record) {
             self.stats.refused_limit += 1;
             return false;
         }
-        if source != Source::Local && version.owner == self.me {
-            match self.answer_to_own(record, now) {
-                Answer::Take => {}
-                Answer::Write(answer) => return self.apply_record(&answer, Source::Local, now),
-            }
+        true
+    }
+
+    /// Finds the table of a record and the attachment it was written under; `None` when it is not to be kept.
+    fn target_of(
+        &mut self,
+        record: &TableRecord,
+        now: Instant,
+    ) -> Option<(Arc<Table>, Arc<Owner>)> {
+        let local = self.networks.get(&record.network)?;
+        // What the last record was written to, in nearly all cases.
+        if let Some((table, owner)) = &local.recent
+            && *table.name() == record.table
+            && owner.is(&record.version.owner, record.version.stamp)
+            && owner.standing() == Standing::Live
+            && record.residual.is_none()
+            && self.keeps(Rule::TotalOrder)
+        {
+            return Some((Arc::clone(table), Arc::clone(owner)));
         }
         self.learn_attachment_of(record, now);
         let owner = self.owner_of(record, now);
         let is_over = owner.standing() == Standing::Over;
         if self.is_fading(record) && !self.is_held(record) || is_over && !self.keeps(Rule::Stubs) {
-            return false;
+            return None;
         }
-        let is_stub = is_over && matches!(record.body, Body::Value(_));
-        let body = if is_stub { &Body::Stub } else { &record.body };
-        let expires = self.expires_at(record.residual, self.config.reap_interval, now);
-        let counted = !self.is_fading(record)
-            && (version.tombstone || !self.is_faded(&record.network, &owner));
         if !self.keeps(Rule::TotalOrder) && self.is_held_at(record) {
-            return false;
+            return None;
         }
-        let Some(local) = self.networks.get_mut(&record.network) else {
-            return false;
-        };
+        let local = self.networks.get_mut(&record.network)?;
         let table = local.tables.table_or_new(&record.table);
+        local.recent = Some((Arc::clone(&table), Arc::clone(&owner)));
+        Some((table, owner))
+    }
+
+    fn write_to(
+        &mut self,
+        table: &Table,
+        owner: &Arc<Owner>,
+        record: &TableRecord,
+        expected: Expected,
+        now: Instant,
+    ) -> Applied {
+        let (version, standing) = (&record.version, owner.standing());
+        let is_stub = standing == Standing::Over && matches!(record.body, Body::Value(_));
+        let expires = self.expires_at(record.residual, self.config.reap_interval, now);
+        let is_counted = || version.tombstone || !self.is_faded(&record.network, owner);
         let write = Write {
             key: &record.key,
             version,
-            owner: &owner,
-            body,
+            owner,
+            body: if is_stub { &Body::Stub } else { &record.body },
             expires,
-            counted,
-            expected: Expected::Anything,
+            counted: standing == Standing::Live && record.residual.is_none()
+                || !self.is_fading(record) && is_counted(),
+            expected,
             is_watched: self.watching,
         };
-        let change = match table.apply(&write) {
-            Applied::Newer(change) => change,
-            Applied::Equal | Applied::Unexpected => return false,
-            Applied::Older => {
-                self.renew(record, now);
-                return false;
+        let applied = table.apply(&write);
+        if let Applied::Newer(change) = &applied {
+            if change.is_new_key
+                && let Some(local) = self.networks.get_mut(&record.network)
+            {
+                local.entries += 1;
             }
-        };
-        local.entries += usize::from(change.is_new_key);
-        if version.tombstone {
-            self.note_expiry(&record.network, &record.table, &record.key, expires);
+            if version.tombstone {
+                self.note_expiry(&record.network, &record.table, &record.key, expires);
+            }
         }
-        self.applied(record, change, source, now);
-        true
+        applied
     }
 
-    /// What follows from a record that was written.
-    fn applied(&mut self, record: &TableRecord, change: Change, source: Source, now: Instant) {
+    /// Tells watchers, and the node whose entry was taken over, of a record that was written.
+    fn applied(&mut self, record: &TableRecord, change: &Change) {
         let by = &record.version.owner;
         if change.owner_before.as_ref() == Some(&self.me) && *by != self.me {
             self.outputs.push_back(Output::Lost(LostEntry {
@@ -239,21 +312,30 @@ impl Engine {
             }));
         }
         self.notify(&record.network, &record.table, &record.key, change);
-        match source {
-            Source::Local => self.push_record(record, Class::Own, now),
-            Source::Push if self.relays(&record.network) => {
-                self.push_record(record, Class::Relay, now);
-            }
-            Source::Push | Source::Sync => {}
-        }
-        self.touch(&record.network, now);
     }
 
-    pub(crate) fn push_record(&mut self, record: &TableRecord, class: Class, now: Instant) {
-        let subject = Subject::Entry(record.table.clone(), record.key.clone());
-        let scope = Scope::Network(record.network.clone());
-        let message = Message::Table(record.clone()).encode();
-        self.push(scope, subject, class, message, now);
+    /// Queues a record that was written for whoever should get it from here.
+    fn push_written(
+        &mut self,
+        record: &TableRecord,
+        table: Arc<Table>,
+        written: Written,
+        source: Source,
+        now: Instant,
+    ) {
+        let class = match source {
+            Source::Local => Class::Own,
+            Source::Push if self.relays(&record.network) => Class::Relay,
+            Source::Push | Source::Sync => return,
+        };
+        let waiting = Waiting {
+            table,
+            key: record.key.clone(),
+            written,
+            kind: record.kind,
+            rounds: self.config.push_rounds.get(),
+        };
+        self.push_entry(&record.network, class, waiting, now);
     }
 
     fn has_room_for(&self, record: &TableRecord) -> bool {
@@ -262,12 +344,7 @@ impl Engine {
         {
             return false;
         }
-        let is_held = self
-            .networks
-            .get(&record.network)
-            .and_then(|local| local.tables.table(&record.table))
-            .is_some_and(|table| table.lookup(&record.key) != Lookup::Absent);
-        is_held || self.check_room(&record.network, &record.table).is_ok()
+        self.check_room(&record.network, &record.table).is_ok() || self.is_held(record)
     }
 
     /// A live entry proves that its owner attached itself with that stamp.
@@ -448,7 +525,7 @@ impl Engine {
                     after,
                     ..Change::default()
                 };
-                self.notify(network, table.name(), &key, change);
+                self.notify(network, table.name(), &key, &change);
             }
         }
     }
@@ -459,7 +536,7 @@ impl Engine {
         network: &NetworkId,
         table: &TableName,
         key: &Key,
-        change: Change,
+        change: &Change,
     ) {
         if !self.watching || (change.before.is_none() && change.after.is_none()) {
             return;
@@ -468,8 +545,8 @@ impl Engine {
             network: network.clone(),
             table: table.clone(),
             key: key.clone(),
-            previous: change.before,
-            value: change.after,
+            previous: change.before.clone(),
+            value: change.after.clone(),
         }));
     }
 
@@ -511,11 +588,16 @@ impl Engine {
         if !held.is_counted() {
             return None;
         }
-        let local = self.networks.get(network)?;
         let version = held.version();
         let (body, tombstone_expires) = held.body();
-        let owner = local.owners.get(&(version.owner.clone(), version.stamp));
-        let expires = tombstone_expires.or_else(|| owner.and_then(|owner| owner.expires));
+        let expires = match held.owner().standing() {
+            Standing::Live => tombstone_expires,
+            Standing::Hidden | Standing::Over => {
+                let local = self.networks.get(network)?;
+                let owner = local.owners.get(&(version.owner.clone(), version.stamp));
+                tombstone_expires.or_else(|| owner.and_then(|owner| owner.expires))
+            }
+        };
         let residual = match expires {
             None => None,
             Some(at) => Some(Duration::from_millis(

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::exchange::Exchange;
 use super::sync::Sync;
 use super::{Engine, Output, TimerKind};
+use crate::id::NetworkId;
 use crate::wire::{self, Message};
 
 /// Names a stream between the engine and its driver.
@@ -30,6 +31,9 @@ pub enum StreamId {
 /// Names a request to join through one address.
 pub type JoinToken = u64;
 
+/// Records of one frame, as their encoded sizes add up.
+pub(crate) const FRAME_BYTES: usize = 64 * 1_024;
+
 /// Frames given to the driver that it has not sent yet.
 const FRAMES_IN_FLIGHT: u32 = 8;
 
@@ -42,6 +46,8 @@ pub(crate) enum Purpose {
     PushPull(Exchange),
     /// Make one network equal.
     Sync(Box<Sync>),
+    /// Writes of one network as they are made, from the node that opened it.
+    Feed(NetworkId),
 }
 
 #[derive(Debug)]
@@ -158,8 +164,8 @@ impl Engine {
             Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
             Message::Records(records) => self.records_received(id, &records, now),
             Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
-            Message::Table(_)
-            | Message::Attachment(_)
+            Message::Table(record) => self.records_received(id, &[record], now),
+            Message::Attachment(_)
             | Message::Node(_)
             | Message::NetworkDigest { .. }
             | Message::ClusterDigest { .. } => self.stats.skipped_unknown += 1,
@@ -196,7 +202,7 @@ impl Engine {
                 return;
             }
             let next = stream.outbox.pop_front();
-            let next = next.or_else(|| self.next_sync_frame(id, now));
+            let next = next.or_else(|| self.next_frame(id, now));
             let Some(stream) = self.streams.get_mut(id) else {
                 return;
             };
@@ -211,6 +217,26 @@ impl Engine {
                 stream: id,
                 payload,
             });
+        }
+    }
+
+    /// Makes the next frame of what a stream is for.
+    fn next_frame(&mut self, id: StreamId, now: Instant) -> Option<Bytes> {
+        match &self.streams.get_mut(id)?.purpose {
+            Purpose::Sync(_) => self.next_sync_frame(id, now),
+            Purpose::Feed(network) => {
+                let network = network.clone();
+                self.next_feed_frame(id, &network, now)
+            }
+            Purpose::Unknown | Purpose::PushPull(_) => None,
+        }
+    }
+
+    /// Ends a feed in good order, once its last frame has left.
+    pub(crate) fn close_feed(&mut self, id: StreamId, now: Instant) {
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.closing = true;
+            self.pump(id, now);
         }
     }
 
@@ -243,6 +269,7 @@ impl Engine {
                 self.push_pull_ended(stream.peer, exchange, outcome, now);
             }
             Purpose::Sync(sync) => self.sync_ended(id, &sync, outcome.is_ok(), now),
+            Purpose::Feed(network) => self.feed_ended(id, &network, outcome.is_err(), now),
         }
     }
 

@@ -19,14 +19,12 @@ use rand::RngExt as _;
 use super::broadcast::Scope;
 use super::event::{Digest, TableRecord, record_digest};
 use super::ranges::{bounds, differing, offer_of};
-use super::stream::{Purpose, StreamId};
+use super::stream::{FRAME_BYTES, Purpose, StreamId};
 use super::table::{RecordRef, Table, range_of};
 use super::{Engine, Output, Source, TimerKind};
 use crate::id::{LamportTime, NetworkId, NodeId};
 use crate::wire::{Message, Offer, RANGE_BITS_MAX, Ranges, TableDigest, TableRanges};
 
-/// Records of one frame, as their encoded sizes add up.
-const FRAME_BYTES: usize = 64 * 1_024;
 /// Range digests in one offer message.
 const OFFER_RANGES: usize = 1 << RANGE_BITS_MAX;
 
@@ -379,11 +377,17 @@ impl Engine {
     fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
         match &mut self.streams.get_mut(id)?.purpose {
             Purpose::Sync(sync) => Some(sync),
-            Purpose::Unknown | Purpose::PushPull(_) => None,
+            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Feed(_) => None,
         }
     }
 
     pub(crate) fn records_received(&mut self, id: StreamId, records: &[TableRecord], now: Instant) {
+        if self.is_fed(id, records) {
+            for record in records {
+                self.receive_pushed(record, now);
+            }
+            return;
+        }
         let Some(sync) = self.sync_mut(id) else {
             self.abandon_stream(id, "the other node broke the protocol", now);
             return;
@@ -401,6 +405,17 @@ impl Engine {
                 self.stats.sync_records_stale += 1;
             }
         }
+    }
+
+    /// Whether a stream is a feed of this node: one that begins with records.
+    fn is_fed(&mut self, id: StreamId, records: &[TableRecord]) -> bool {
+        let (Some(stream), StreamId::Incoming(_)) = (self.streams.get_mut(id), id) else {
+            return false;
+        };
+        if let (Purpose::Unknown, Some(first)) = (&stream.purpose, records.first()) {
+            stream.purpose = Purpose::Feed(first.network.clone());
+        }
+        matches!(stream.purpose, Purpose::Feed(_))
     }
 
     pub(crate) fn sync_end_received(&mut self, id: StreamId, network: &NetworkId, now: Instant) {

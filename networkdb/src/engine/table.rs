@@ -59,6 +59,11 @@ impl Owner {
         }
     }
 
+    /// Whether it is this attachment of this node.
+    pub(crate) fn is(&self, node: &NodeId, stamp: Stamp) -> bool {
+        self.stamp == stamp && self.node == *node
+    }
+
     /// Returns what the attachment is worth.
     #[must_use]
     pub fn standing(&self) -> Standing {
@@ -92,6 +97,14 @@ pub(crate) struct Write<'a> {
     pub expected: Expected,
     /// Whether the values before and after are wanted.
     pub is_watched: bool,
+}
+
+/// Tells a write from every other under the same key, without a copy of its version.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub time: LamportTime,
+    pub owner: Arc<Owner>,
+    pub tombstone: bool,
 }
 
 /// What a writer expects to find under a key.
@@ -190,6 +203,22 @@ impl RecordRef<'_> {
         self.slot.version()
     }
 
+    /// Which write it is.
+    pub(crate) fn written(&self) -> Written {
+        Written {
+            time: self.slot.time,
+            owner: Arc::clone(&self.slot.owner),
+            tombstone: self.slot.kind == Kind::Tombstone,
+        }
+    }
+
+    /// Whether it is still what was written then.
+    pub(crate) fn is_of(&self, written: &Written) -> bool {
+        self.slot.time == written.time
+            && Arc::ptr_eq(&self.slot.owner, &written.owner)
+            && (self.slot.kind == Kind::Tombstone) == written.tombstone
+    }
+
     /// Whether it takes part in digests and syncs.
     pub(crate) fn is_counted(&self) -> bool {
         self.slot.counted
@@ -266,6 +295,17 @@ impl Table {
             (Kind::Tombstone, _) => Lookup::Deleted,
             (Kind::Stub, _) | (Kind::Value, Standing::Over) => Lookup::Absent,
         }
+    }
+
+    /// Whether a reader sees an entry under a key.
+    pub(crate) fn is_visible(&self, key: &str) -> bool {
+        let slots = self.slots.read();
+        slots.find(key_hash(key), key).is_some_and(Slot::is_visible)
+    }
+
+    /// Whether anything is held under a key.
+    pub(crate) fn holds(&self, key: &str) -> bool {
+        self.slots.read().find(key_hash(key), key).is_some()
     }
 
     /// Returns what is held under a key, visible or not.

@@ -10,9 +10,9 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::event::{Body, TableRecord, WriteKind, value_hash};
-use super::table::Lookup;
+use super::table::{Applied, Expected, Standing};
 use super::{Engine, Source};
-use crate::id::{Key, NetworkId, NodeId, TableName, Version};
+use crate::id::{Key, NetworkId, NodeId, Stamp, TableName, Version};
 
 /// Why a local write was refused. State is unchanged in every case.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -86,22 +86,8 @@ impl Engine {
         now: Instant,
     ) -> Result<(), WriteError> {
         self.check_value(&value)?;
-        self.check_owner(table, key)?;
-        if self.is_visible(network, table, key)? {
-            return Err(WriteError::Exists {
-                network: network.clone(),
-                table: table.clone(),
-                key: key.clone(),
-            });
-        }
-        self.check_room(network, table)?;
-        self.write(
-            (network, table, key),
-            WriteKind::Create,
-            Body::Value(value),
-            now,
-        );
-        Ok(())
+        let place = (network, table, key);
+        self.write(place, WriteKind::Create, Body::Value(value), now)
     }
 
     /// Replaces the value of a visible entry and becomes its owner.
@@ -114,15 +100,8 @@ impl Engine {
         now: Instant,
     ) -> Result<(), WriteError> {
         self.check_value(&value)?;
-        self.check_owner(table, key)?;
-        self.check_visible(network, table, key)?;
-        self.write(
-            (network, table, key),
-            WriteKind::Update,
-            Body::Value(value),
-            now,
-        );
-        Ok(())
+        let place = (network, table, key);
+        self.write(place, WriteKind::Update, Body::Value(value), now)
     }
 
     /// Deletes a visible entry; this node becomes the owner of its tombstone.
@@ -133,15 +112,8 @@ impl Engine {
         key: &Key,
         now: Instant,
     ) -> Result<(), WriteError> {
-        self.check_owner(table, key)?;
-        self.check_visible(network, table, key)?;
-        self.write(
-            (network, table, key),
-            WriteKind::Delete,
-            Body::Tombstone,
-            now,
-        );
-        Ok(())
+        let place = (network, table, key);
+        self.write(place, WriteKind::Delete, Body::Tombstone, now)
     }
 
     fn check_value(&self, value: &Bytes) -> Result<(), WriteError> {
@@ -170,37 +142,6 @@ impl Engine {
         !self.config.owner_only_tables.contains(table) || node.as_str() == key.as_str()
     }
 
-    fn is_visible(
-        &self,
-        network: &NetworkId,
-        table: &TableName,
-        key: &Key,
-    ) -> Result<bool, WriteError> {
-        let Some(local) = self.networks.get(network) else {
-            return Err(WriteError::NotAttached {
-                network: network.clone(),
-            });
-        };
-        let found = local.tables.table(table).map(|table| table.lookup(key));
-        Ok(matches!(found, Some(Lookup::Visible { .. })))
-    }
-
-    fn check_visible(
-        &self,
-        network: &NetworkId,
-        table: &TableName,
-        key: &Key,
-    ) -> Result<(), WriteError> {
-        if self.is_visible(network, table, key)? {
-            return Ok(());
-        }
-        Err(WriteError::Missing {
-            network: network.clone(),
-            table: table.clone(),
-            key: key.clone(),
-        })
-    }
-
     /// Refuses when one more entry, and perhaps one more table, would break a limit.
     pub(crate) fn check_room(
         &self,
@@ -214,34 +155,36 @@ impl Engine {
         if local.entries >= self.config.entries_max {
             return full("entries", self.config.entries_max);
         }
-        if local.tables.table(table).is_none()
-            && local.tables.table_count() >= self.config.tables_max
+        if local.tables.table_count() >= self.config.tables_max
+            && local.tables.table(table).is_none()
         {
             return full("tables", self.config.tables_max);
         }
         Ok(())
     }
 
-    /// Stamps a write of this node that has passed all checks, applies and pushes it.
+    /// Stamps a write of this node, applies and pushes it.
     fn write(
         &mut self,
         place: (&NetworkId, &TableName, &Key),
         kind: WriteKind,
         body: Body,
         now: Instant,
-    ) {
+    ) -> Result<(), WriteError> {
         let (network, table, key) = place;
-        let stamp = self
-            .attachments
-            .get(network, &self.me)
-            .expect("checked: this node is attached")
-            .stamp;
+        self.check_owner(table, key)?;
+        let stamp = self.stamp_for(network)?;
+        let expected = match kind {
+            WriteKind::Create => Expected::NotVisible,
+            WriteKind::Update | WriteKind::Delete => Expected::Visible,
+        };
+        self.check_place(place, expected)?;
         let record = TableRecord {
             network: network.clone(),
             table: table.clone(),
             key: key.clone(),
             version: Version {
-                time: self.table_clock.tick(),
+                time: self.table_clock.next(),
                 owner: self.me.clone(),
                 stamp,
                 tombstone: body == Body::Tombstone,
@@ -254,8 +197,77 @@ impl Engine {
             residual: (body == Body::Tombstone).then_some(self.config.reap_interval),
             body,
         };
-        let applied = self.apply_record(&record, Source::Local, now);
-        assert!(applied, "a fresh time is later than every version held");
-        self.settle(now);
+        match self.apply_expecting(&record, expected, Source::Local, now) {
+            Applied::Newer(_) => {
+                self.table_clock.tick();
+                self.settle(now);
+                Ok(())
+            }
+            Applied::Unexpected => Err(unexpected(place, expected)),
+            Applied::Equal | Applied::Older => {
+                unreachable!("the next time is later than every version held")
+            }
+        }
+    }
+
+    /// The stamp of this node's attachment to a network.
+    fn stamp_for(&self, network: &NetworkId) -> Result<Stamp, WriteError> {
+        let local = self.networks.get(network);
+        let recent = local.and_then(|local| local.recent.as_ref());
+        if let Some((_, owner)) = recent
+            && owner.node == self.me
+            && owner.standing() == Standing::Live
+        {
+            return Ok(owner.stamp);
+        }
+        let stamp = local.and_then(|_| self.own_stamp(network));
+        stamp.ok_or_else(|| WriteError::NotAttached {
+            network: network.clone(),
+        })
+    }
+
+    /// Refuses what would make a table or break a limit, for nothing.
+    fn check_place(
+        &self,
+        place: (&NetworkId, &TableName, &Key),
+        expected: Expected,
+    ) -> Result<(), WriteError> {
+        let (network, table, key) = place;
+        let local = self.networks.get(network);
+        let recent = local.and_then(|local| local.recent.as_ref());
+        let has_table = recent.is_some_and(|(recent, _)| recent.name() == table);
+        if has_table && expected == Expected::Visible {
+            return Ok(());
+        }
+        let room = match expected {
+            Expected::NotVisible => self.check_room(network, table),
+            Expected::Anything | Expected::Visible => Ok(()),
+        };
+        if has_table && room.is_ok() {
+            return Ok(());
+        }
+        let found = local.and_then(|local| local.tables.table(table));
+        let is_visible = found.is_some_and(|table| table.is_visible(key.as_str()));
+        if is_visible == (expected == Expected::NotVisible) {
+            return Err(unexpected(place, expected));
+        }
+        room
+    }
+}
+
+/// Why a write is refused that found something else than it expected.
+fn unexpected(place: (&NetworkId, &TableName, &Key), expected: Expected) -> WriteError {
+    let (network, table, key) = (place.0.clone(), place.1.clone(), place.2.clone());
+    match expected {
+        Expected::NotVisible => WriteError::Exists {
+            network,
+            table,
+            key,
+        },
+        Expected::Anything | Expected::Visible => WriteError::Missing {
+            network,
+            table,
+            key,
+        },
     }
 }

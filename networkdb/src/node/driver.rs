@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::report::Report;
@@ -50,6 +50,8 @@ pub(crate) enum Event {
     StreamFrame {
         stream: StreamId,
         payload: Bytes,
+        /// Given back when the engine has handled the frame.
+        permit: OwnedSemaphorePermit,
     },
     FrameSent {
         stream: StreamId,
@@ -326,10 +328,17 @@ impl Driver {
                 self.state.streams.insert(stream, frames);
                 Input::StreamAccepted { stream, peer }
             }
-            Event::StreamFrame { stream, payload } => {
+            Event::StreamFrame {
+                stream,
+                payload,
+                permit,
+            } => {
                 self.state.sent.frames_received += 1;
                 self.state.sent.frame_bytes_received += payload.len() as u64;
-                Input::StreamFrame { stream, payload }
+                let input = Input::StreamFrame { stream, payload };
+                self.engine.handle(input, now());
+                drop(permit);
+                return;
             }
             Event::FrameSent { stream } => Input::FrameSent { stream },
             Event::StreamClosed { stream, error } => {

@@ -262,6 +262,7 @@ fn spawn(
         keyring: Arc::new(RwLock::new(config.keyring.clone())),
         events: events.clone(),
         refusals: Arc::clone(&refusals),
+        unhandled: tcp::unhandled(),
     };
     let listening = vec![
         tokio::spawn(udp::receive(Arc::clone(&socket), events, lost.clone())),

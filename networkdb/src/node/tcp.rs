@@ -25,6 +25,15 @@ const HELLOS_MAX: usize = 64;
 /// Frames that wait for a connection's writer. The engine keeps no more than this many on their way.
 pub(crate) const FRAMES_WAITING: usize = 16;
 
+/// Bytes of frames that have arrived and wait for the engine, of all connections. When it is reached, connections are not
+/// read any further, and their senders wait. Above the largest frame.
+const UNHANDLED_BYTES: u32 = 16 << 20;
+
+/// Limits what has arrived and waits for the engine.
+pub(crate) fn unhandled() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(UNHANDLED_BYTES as usize))
+}
+
 /// What every connection needs to know.
 #[derive(Clone, Debug)]
 pub(crate) struct Context {
@@ -34,6 +43,7 @@ pub(crate) struct Context {
     pub keyring: Arc<RwLock<Option<Keyring>>>,
     pub events: mpsc::Sender<Event>,
     pub refusals: Arc<super::Refusals>,
+    pub unhandled: Arc<Semaphore>,
 }
 
 /// A connection's failure in words for the log and for whoever waits for a join.
@@ -193,7 +203,7 @@ async fn run(
     context: Context,
 ) {
     let writing = tokio::spawn(write(id, writer, outgoing, waiting, context.events.clone()));
-    let error = read(id, reader, incoming, &context.events).await.err();
+    let error = read(id, reader, incoming, &context).await.err();
     writing.abort();
     if let Some(ConnectionError::Seal(error)) = &error {
         tracing::debug!(?id, %error, "stream broken");
@@ -210,15 +220,19 @@ async fn read(
     id: StreamId,
     mut reader: OwnedReadHalf,
     mut seal: StreamSeal,
-    events: &mpsc::Sender<Event>,
+    context: &Context,
 ) -> Result<(), ConnectionError> {
     while let Some(body) = read_body(&mut reader, &seal).await? {
         let payload = seal.open(body)?;
+        let bytes = u32::try_from(payload.len()).unwrap_or(UNHANDLED_BYTES);
+        let permit = Arc::clone(&context.unhandled).acquire_many_owned(bytes);
+        let permit = permit.await.expect("the semaphore is never closed");
         let frame = Event::StreamFrame {
             stream: id,
             payload,
+            permit,
         };
-        if events.send(frame).await.is_err() {
+        if context.events.send(frame).await.is_err() {
             break;
         }
     }

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::{BufMut as _, BytesMut};
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, int32};
 
+use super::batch;
 use super::proto::{self, MessageType};
 use super::{
     AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message,
@@ -40,6 +43,7 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
         MessageType::PushPull => {
             Message::PushPull(push_pull(proto::NetworkPushPull::decode(data)?)?)
         }
+        MessageType::TableBatch => Message::Records(batch::decode(data)?),
         MessageType::BulkSync => {
             Message::Records(records(proto::BulkSyncMessage::decode(data)?.payload)?)
         }
@@ -54,13 +58,6 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
     })
 }
 
-pub(super) fn pack(kind: MessageType, message: &impl prost::Message) -> proto::GossipMessage {
-    proto::GossipMessage {
-        r#type: kind.into(),
-        data: message.encode_to_vec().into(),
-    }
-}
-
 pub(super) fn compound(messages: Vec<Bytes>) -> proto::CompoundMessage {
     let messages = messages
         .into_iter()
@@ -69,8 +66,24 @@ pub(super) fn compound(messages: Vec<Bytes>) -> proto::CompoundMessage {
     proto::CompoundMessage { messages }
 }
 
-pub(super) fn to_proto(message: &Message) -> proto::GossipMessage {
+/// Puts encoded data into a gossip message of its type.
+pub(super) fn pack_bytes(kind: MessageType, data: &[u8]) -> Bytes {
+    let mut packed = BytesMut::with_capacity(data.len() + 12);
+    int32::encode(1, &kind.into(), &mut packed);
+    encode_key(2, WireType::LengthDelimited, &mut packed);
+    encode_varint(data.len() as u64, &mut packed);
+    packed.put_slice(data);
+    packed.freeze()
+}
+
+/// Puts a message into a gossip message of its type.
+pub(super) fn pack(kind: MessageType, message: &impl prost::Message) -> Bytes {
+    pack_bytes(kind, &message.encode_to_vec())
+}
+
+pub(super) fn encode(message: &Message) -> Bytes {
     match message {
+        Message::Records(records) => batch::encode(records),
         Message::Table(record) => pack(MessageType::TableEvent, &table_event(record)),
         Message::Attachment(record) => pack(MessageType::NetworkEvent, &network_event_of(record)),
         Message::Node(record) => pack(MessageType::NodeEvent, &node_event_of(record)),
@@ -94,7 +107,6 @@ pub(super) fn to_proto(message: &Message) -> proto::GossipMessage {
             },
         ),
         Message::PushPull(part) => pack(MessageType::PushPull, &push_pull_of(part)),
-        Message::Records(records) => pack(MessageType::BulkSync, &bulk_sync_of(records)),
         Message::Offer(offer) => pack(MessageType::SyncOffer, &offer_of(offer)),
         Message::Ranges(ranges) => pack(MessageType::SyncRanges, &ranges_of(ranges)),
         Message::SyncEnd { network } => pack(
@@ -107,18 +119,18 @@ pub(super) fn to_proto(message: &Message) -> proto::GossipMessage {
 }
 
 /// Milliseconds on the wire to a residual; 0 means that the record is live.
-fn residual(millis: u64) -> Option<Duration> {
+pub(super) fn residual(millis: u64) -> Option<Duration> {
     (millis > 0).then(|| Duration::from_millis(millis))
 }
 
 /// A residual to milliseconds, never 0 for a dead record.
-fn residual_millis(residual: Option<Duration>) -> u64 {
+pub(super) fn residual_millis(residual: Option<Duration>) -> u64 {
     residual.map_or(0, |left| {
         u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1)
     })
 }
 
-fn stamp(generation: u64, joined: u64) -> Converted<Stamp> {
+pub(super) fn stamp(generation: u64, joined: u64) -> Converted<Stamp> {
     if generation == 0 {
         return Err(WireError::Field {
             field: "generation",
@@ -396,23 +408,6 @@ fn records(payload: Bytes) -> Converted<Vec<TableRecord>> {
         table_record(proto::TableEvent::decode(message.data)?)
     };
     compound.messages.into_iter().map(record).collect()
-}
-
-fn bulk_sync_of(records: &[TableRecord]) -> proto::BulkSyncMessage {
-    let events = records.iter().map(|record| {
-        pack(MessageType::TableEvent, &table_event(record))
-            .encode_to_vec()
-            .into()
-    });
-    proto::BulkSyncMessage {
-        payload: compound(events.collect()).encode_to_vec().into(),
-        networks: records
-            .first()
-            .map(|record| record.network.to_string())
-            .into_iter()
-            .collect(),
-        ..Default::default()
-    }
 }
 
 fn range_bits(bits: u32) -> Converted<u8> {

@@ -7,9 +7,12 @@
 use bytes::Bytes;
 use prost::Message as _;
 
+pub(crate) use batch::BatchWriter;
+
 use crate::engine::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind};
 use crate::id::{Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName};
 
+mod batch;
 mod convert;
 pub mod frame;
 
@@ -251,7 +254,7 @@ impl Message {
     /// Encodes the message as a gossip message of its type.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        convert::to_proto(self).encode_to_vec().into()
+        convert::encode(self)
     }
 }
 
@@ -265,8 +268,6 @@ pub fn compound(mut messages: Vec<Bytes>) -> Bytes {
         return messages.remove(0);
     }
     convert::pack(MessageType::Compound, &convert::compound(messages))
-        .encode_to_vec()
-        .into()
 }
 
 #[cfg(test)]

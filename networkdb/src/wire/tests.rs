@@ -59,6 +59,94 @@ fn every_kind_of_record_survives_the_wire() {
     }
 }
 
+/// Writes of one network by several owners to several tables, of every kind.
+fn writes() -> impl Strategy<Value = Vec<TableRecord>> {
+    let body = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..200).prop_map(|value| Body::Value(value.into())),
+        any::<u64>().prop_map(|_| Body::Stub),
+        Just(Body::Tombstone),
+    ];
+    let write = (
+        body,
+        any::<u64>(),
+        0..3_u8,
+        0..3_u8,
+        ".{1,30}",
+        any::<u64>(),
+    );
+    let writes = proptest::collection::vec(write, 1..40);
+    writes.prop_map(|writes| {
+        let write = |(body, time, owner, table, key, hash): (Body, u64, u8, u8, String, u64)| {
+            let mut record = record(body);
+            record.version.time = LamportTime(time);
+            record.version.owner = NodeId::new(format!("n{owner}")).unwrap();
+            record.version.stamp.joined = LamportTime(owner.into());
+            record.table = TableName::new(format!("t{table}")).unwrap();
+            record.key = Key::new(key).unwrap();
+            if record.body == Body::Stub {
+                record.version.value_hash = hash;
+            }
+            record
+        };
+        writes.into_iter().map(write).collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_batch_survives_the_wire_and_is_no_larger_than_it_said(records in writes()) {
+        let mut writer = BatchWriter::new(records[0].network.clone());
+        for record in &records {
+            let said = writer.bytes_with(record);
+            writer.push(record);
+            prop_assert!(writer.bytes_max() <= said);
+        }
+        let said = writer.bytes_max();
+        let bytes = writer.finish();
+        prop_assert!(records.len() == 1 || bytes.len() <= said);
+        let expected = match &records[..] {
+            [single] => Message::Table(single.clone()),
+            _ => Message::Records(records),
+        };
+        prop_assert_eq!(decode_single(bytes), expected);
+    }
+
+    #[test]
+    fn a_damaged_batch_cannot_panic_the_decoder(
+        records in writes(),
+        damages in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = Message::Records(records).encode().to_vec();
+        for (at, with) in damages {
+            let at = at % bytes.len();
+            bytes[at] = with;
+        }
+        let decoded = decode(bytes.into());
+        prop_assert!(decoded.messages.len() <= 1);
+    }
+}
+
+#[test]
+fn a_batch_that_names_an_owner_it_does_not_list_is_malformed() {
+    let row = proto::table_batch::Row {
+        key: Bytes::from_static(b"k"),
+        owner: 1,
+        ..Default::default()
+    };
+    let batch = proto::TableBatch {
+        network_id: "n".into(),
+        owners: vec![proto::table_batch::Owner {
+            node_name: "n".into(),
+            generation: 1,
+            joined: 1,
+        }],
+        tables: vec!["t".into()],
+        rows: vec![row],
+    };
+    let decoded = decode(convert::pack(MessageType::TableBatch, &batch));
+    assert_eq!((decoded.malformed, decoded.messages.len()), (1, 0));
+}
+
 #[test]
 fn a_compound_is_flattened_in_order() {
     let first = Message::Table(record(Body::Tombstone));
@@ -106,11 +194,8 @@ fn dockers_seconds_are_understood() {
         generation: 1,
         ..Default::default()
     };
-    let Message::Table(record) = decode_single(
-        convert::pack(MessageType::TableEvent, &event)
-            .encode_to_vec()
-            .into(),
-    ) else {
+    let event = convert::pack(MessageType::TableEvent, &event);
+    let Message::Table(record) = decode_single(event) else {
         panic!("not a table event");
     };
     assert_eq!(record.residual, Some(Duration::from_secs(7)));

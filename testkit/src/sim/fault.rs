@@ -151,6 +151,8 @@ impl Swarm {
                 reap_interval: reap,
                 node_reap_interval: 2 * reap,
                 push_direct_max: *[2, 8, 64].choose(&mut self.rng).expect("three of them"),
+                // In some runs nearly every write goes by streams.
+                feed_from: *[1, 3, 1_024].choose(&mut self.rng).expect("three of them"),
                 ..Config::lan()
             },
             keyring: is_sealed.then(|| Keyring::parse(key).expect("a valid key")),
