@@ -1,0 +1,161 @@
+//! Prints what is measured as a table, with targets and the peers' figures beside it.
+//!
+//! Exit codes: 0 every row ran, whether it met its target or not; 1 a row failed to run; 2 wrong usage.
+#![expect(clippy::print_stdout, reason = "a command-line program")]
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use testkit::bench::figure::Figure;
+use testkit::bench::{Mode, ROWS, Row, table};
+use testkit::e2e::process::now;
+
+/// Measures what the project promises.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Fewer repetitions and smaller sizes: some two minutes.
+    #[arg(long)]
+    quick: bool,
+    /// Rows to run, such as `ops,bulk`.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Writes all figures to a file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Names the rows and ends.
+    #[arg(long)]
+    list: bool,
+    /// Runs one row in this process and prints its figures as lines of JSON.
+    #[arg(long, hide = true)]
+    inside: Option<String>,
+}
+
+impl Args {
+    fn mode(&self) -> Mode {
+        Mode {
+            is_quick: self.quick,
+        }
+    }
+
+    /// The rows asked for, in their own order.
+    fn rows(&self) -> Result<Vec<&'static Row>, String> {
+        let is_row = |name: &&String| ROWS.iter().any(|row| row.name == *name);
+        if let Some(name) = self.only.iter().find(|name| !is_row(name)) {
+            return Err(format!("there is no row {name}, see --list"));
+        }
+        let is_wanted =
+            |row: &&Row| self.only.is_empty() || self.only.iter().any(|n| n == row.name);
+        Ok(ROWS.iter().filter(is_wanted).collect())
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list {
+        for row in ROWS {
+            println!("{:<11}{}", row.name, row.about);
+        }
+        return ExitCode::SUCCESS;
+    }
+    let done = match &args.inside {
+        Some(name) => run_inside(&args, name).map(|()| true),
+        None => match args.rows() {
+            Ok(rows) => run_all(&args, &rows),
+            Err(error) => {
+                println!("{error}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_inside(args: &Args, name: &str) -> Result<()> {
+    let row = ROWS.iter().find(|row| row.name == name);
+    row.context("no such row")?.run(args.mode())
+}
+
+/// Runs rows one after the other; returns whether all of them ran.
+fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
+    let start = now();
+    println!("{}", table::heading());
+    let (mut figures, mut failed) = (Vec::new(), Vec::new());
+    for row in rows {
+        if let Err(error) = run_row(args, row, &mut figures) {
+            println!("{}", table::show_failure(row.name, &format!("{error:#}")));
+            failed.push(row.name);
+        }
+    }
+    let missed = figures.iter().filter(|f| f.is_met() == Some(false)).count();
+    let met = figures.iter().filter(|f| f.is_met() == Some(true)).count();
+    println!(
+        "\n{met} targets met, {missed} missed, {} rows failed to run, in {:.0?}",
+        failed.len(),
+        start.elapsed()
+    );
+    if let Some(path) = &args.json {
+        let all = serde_json::json!({ "figures": figures, "failed": failed });
+        std::fs::write(path, serde_json::to_string_pretty(&all)?)
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(failed.is_empty())
+}
+
+/// Runs one row in a process of its own and prints its figures as they come.
+fn run_row(args: &Args, row: &Row, figures: &mut Vec<Figure>) -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--inside", row.name]);
+    if args.quick {
+        command.arg("--quick");
+    }
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let outcome = follow(&mut child, now() + row.time_limit(args.mode()), figures);
+    // It has ended already, or took too long.
+    drop(child.kill());
+    let status = child.wait()?;
+    outcome?;
+    if !status.success() {
+        bail!("{status}, see above");
+    }
+    Ok(())
+}
+
+fn follow(child: &mut Child, until: Instant, figures: &mut Vec<Figure>) -> Result<()> {
+    let stdout = child.stdout.take().context("stdout is piped")?;
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            if line.is_ok_and(|line| sender.send(line).is_err()) {
+                return;
+            }
+        }
+    });
+    loop {
+        match lines.recv_timeout(until.saturating_duration_since(now())) {
+            Ok(line) => match serde_json::from_str::<Figure>(&line) {
+                Ok(figure) => {
+                    println!("{}", table::show(&figure));
+                    figures.push(figure);
+                }
+                Err(_) => println!("{line}"),
+            },
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => bail!("it took too long"),
+        }
+    }
+}
