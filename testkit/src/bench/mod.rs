@@ -9,6 +9,8 @@
 //! | `ops`, `memory` | the engine and the handle on one node |
 //! | `propagate`, `rate`, `bulk` | how fast writes are everywhere |
 //! | `join`, `repair`, `idle` | what a sync costs, and what nothing costs |
+//! | `detect` | death and partition |
+//! | `scale` | large clusters, in the simulator |
 //! | `figure`, `table`, `load`, `cluster` | samples, printing, keys and values, nodes on loopback |
 
 use std::io::Write as _;
@@ -18,6 +20,7 @@ use anyhow::Result;
 
 mod bulk;
 mod cluster;
+mod detect;
 pub mod figure;
 mod floor;
 mod idle;
@@ -27,6 +30,8 @@ mod memory;
 mod ops;
 mod propagate;
 mod rate;
+mod repair;
+mod scale;
 pub mod table;
 
 use figure::Figure;
@@ -103,6 +108,11 @@ pub const ROWS: &[Row] = &[
         run: bulk::run,
     },
     Row {
+        name: "repair",
+        about: "1 and 100 entries differ among 100 k",
+        run: repair::run,
+    },
+    Row {
         name: "join",
         about: "joining a network of 100 k and 1 M entries",
         run: join::run,
@@ -111,6 +121,26 @@ pub const ROWS: &[Row] = &[
         name: "idle",
         about: "traffic and CPU of ten nodes that do nothing",
         run: idle::run,
+    },
+    Row {
+        name: "detect",
+        about: "a node of five dies without a word",
+        run: detect::run,
+    },
+    Row {
+        name: "heal",
+        about: "a partition of six nodes ends",
+        run: detect::heal,
+    },
+    Row {
+        name: "roster",
+        about: "a thousand nodes learn of each other",
+        run: scale::roster,
+    },
+    Row {
+        name: "scale",
+        about: "what an event costs each of 10, 100, 1,000 and 3,000 nodes",
+        run: scale::scale,
     },
 ];
 
