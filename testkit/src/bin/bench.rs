@@ -24,6 +24,9 @@ struct Args {
     /// Rows to run, such as `ops,bulk`.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Nodes of the largest simulated cluster, such as 3000 or 10000; takes hours.
+    #[arg(long)]
+    nodes: Option<usize>,
     /// Writes all figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -39,6 +42,7 @@ impl Args {
     fn mode(&self) -> Mode {
         Mode {
             is_quick: self.quick,
+            nodes: self.nodes,
         }
     }
 
@@ -119,6 +123,9 @@ fn run_row(args: &Args, row: &Row, figures: &mut Vec<Figure>) -> Result<()> {
     command.args(["--inside", row.name]);
     if args.quick {
         command.arg("--quick");
+    }
+    if let Some(nodes) = args.nodes {
+        command.args(["--nodes", &nodes.to_string()]);
     }
     let mut child = command
         .stdin(Stdio::null())
