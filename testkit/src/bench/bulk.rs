@@ -68,18 +68,22 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         report.add(figure);
         let written: Vec<Duration> = outcomes.iter().map(|o| o.written).collect();
         report.add(Figure::of_times(
-            "  of it until the writer had its answers",
+            format!("{keys} keys: until the writer had its answers"),
             &written,
         ));
         let bytes: Vec<f64> = outcomes.iter().map(|o| o.bytes).collect();
-        let figure = Figure::of("  bytes per key and receiver", Unit::Bytes, &bytes);
+        let figure = Figure::of(
+            format!("{keys} keys: bytes per key and receiver"),
+            Unit::Bytes,
+            &bytes,
+        );
         report.add(peers_of_bytes(keys, figure.median_at_most(bytes_target)));
         let cpu: Vec<Duration> = outcomes.iter().map(|o| o.cpu).collect();
-        let figure = Figure::of_times("  CPU per key and receiver, all included", &cpu);
+        let figure = Figure::of_times(format!("{keys} keys: CPU per key and receiver"), &cpu);
         report.add(figure.median_at_most(2e-6));
         let synced: Vec<f64> = outcomes.iter().map(|o| 100.0 * o.synced).collect();
         report.add(Figure::of(
-            "  share that came in syncs",
+            format!("{keys} keys: share that came in syncs"),
             Unit::Percent,
             &synced,
         ));

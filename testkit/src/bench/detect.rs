@@ -49,7 +49,7 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
             let pause = Duration::from_millis(pause);
             let seeds = mode.pick(20, 100);
             let accused = accusations(seeds, pause, &protocol)?;
-            let what = format!("  dropped for a pause of {pause:?}, of {seeds}");
+            let what = format!("{name}: dropped for a pause of {pause:?}, of {seeds}");
             report.add(Figure::one(what, Unit::Number, accused).note("simulated"));
         }
     }

@@ -88,24 +88,33 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
     let bare_figure = Figure::of(what, Unit::PerSecond, &rates(&bare));
     let bare_rate = bare_figure.median;
     report.add(bare_figure);
-    report.add(cpu_of(&bare));
+    report.add(cpu_of("bare hyper server", &bare));
     for (what, outcomes, floor) in [
-        ("get of an entry, one core", get, 40_000.0),
-        ("create of an entry, one core", create, 25_000.0),
+        ("get of an entry", get, 40_000.0),
+        ("create of an entry", create, 25_000.0),
     ] {
-        let figure = Figure::of(what, Unit::PerSecond, &rates(&outcomes)).median_at_least(floor);
+        let figure = Figure::of(
+            format!("{what}, one core"),
+            Unit::PerSecond,
+            &rates(&outcomes),
+        )
+        .median_at_least(floor);
         let share = 100.0 * figure.median / bare_rate;
         report.add(figure);
-        report.add(cpu_of(&outcomes));
-        let share = Figure::one("  of the bare server's rate", Unit::Percent, share);
+        report.add(cpu_of(what, &outcomes));
+        let share = Figure::one(
+            format!("{what}: of the bare server's rate"),
+            Unit::Percent,
+            share,
+        );
         report.add(share.median_at_least(80.0));
     }
     Ok(())
 }
 
-fn cpu_of(outcomes: &[Outcome]) -> Figure {
+fn cpu_of(what: &str, outcomes: &[Outcome]) -> Figure {
     let times: Vec<Duration> = outcomes.iter().map(|o| o.cpu).collect();
-    Figure::of_times("  CPU of the server for a request", &times)
+    Figure::of_times(format!("{what}: CPU for a request"), &times)
 }
 
 /// Runs what `listen` starts on a thread of its own.

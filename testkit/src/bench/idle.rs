@@ -29,7 +29,12 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
             figure = figure.peer("chitchat (1 s, 10 k)", chitchat, None);
         }
         report.add(figure);
-        let figure = Figure::one("  CPU of a node", Unit::Percent, cpu).median_at_most(0.1);
+        let figure = Figure::one(
+            format!("N=10, {entries} entries: CPU of a node"),
+            Unit::Percent,
+            cpu,
+        )
+        .median_at_most(0.1);
         report.add(if entries == 0 {
             figure.peer("Go", 0.08, None)
         } else {

@@ -11,6 +11,7 @@
 //! | `join`, `repair`, `idle` | what a sync costs, and what nothing costs |
 //! | `http` | the diagnostic server |
 //! | `detect` | death and partition |
+//! | `peers` | chitchat through the same rows (feature `peers`) |
 //! | `scale` | large clusters, in the simulator |
 //! | `figure`, `table`, `load`, `cluster` | samples, printing, keys and values, nodes on loopback |
 
@@ -30,6 +31,8 @@ mod join;
 pub mod load;
 mod memory;
 mod ops;
+#[cfg(feature = "peers")]
+mod peers;
 mod propagate;
 mod rate;
 mod repair;
@@ -156,6 +159,13 @@ pub const ROWS: &[Row] = &[
         run: scale::scale,
     },
 ];
+
+/// The same rows for a peer.
+#[cfg(feature = "peers")]
+pub const PEER_ROWS: &[Row] = peers::ROWS;
+/// The same rows for a peer; none without the feature `peers`.
+#[cfg(not(feature = "peers"))]
+pub const PEER_ROWS: &[Row] = &[];
 
 /// Where a row leaves its figures.
 #[derive(Debug)]

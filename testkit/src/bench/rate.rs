@@ -87,7 +87,7 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         });
         let reached = times.len() as f64 / took.as_secs_f64();
         report.add(Figure::one(
-            "reached, and answered by then",
+            format!("{rate} writes/s: reached"),
             Unit::PerSecond,
             reached,
         ));

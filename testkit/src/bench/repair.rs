@@ -52,7 +52,11 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         }
         let what = format!("{count} of 100 k differ: from the write to equal");
         report.add(Figure::of_times(what, &times).p99_at_most(20e-3 + 10e-3));
-        let figure = Figure::of("  bytes both ways", Unit::Bytes, &bytes);
+        let figure = Figure::of(
+            format!("{count} of 100 k differ: bytes both ways"),
+            Unit::Bytes,
+            &bytes,
+        );
         report.add(
             figure
                 .median_at_most(bytes_max)

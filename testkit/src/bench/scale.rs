@@ -72,23 +72,23 @@ pub(super) fn scale(mode: Mode, report: &mut Report) -> Result<()> {
         )));
         for (what, unit, value) in [
             (
-                "  copies of an event received by a node",
+                "copies of an event received by a node",
                 Unit::Number,
                 cost.copies,
             ),
             (
-                "  datagrams of gossip sent by a node for an event",
+                "datagrams sent by a node for an event",
                 Unit::Number,
                 cost.datagrams,
             ),
-            ("  bytes of it, seals included", Unit::Bytes, cost.bytes),
+            ("bytes sent by a node for an event", Unit::Bytes, cost.bytes),
             (
-                "  share of receptions that came in syncs",
+                "share of receptions in syncs",
                 Unit::Percent,
                 100.0 * cost.synced,
             ),
         ] {
-            report.add(Figure::one(what, unit, value));
+            report.add(Figure::one(format!("N={nodes}: {what}"), unit, value));
         }
     }
     Ok(())

@@ -49,6 +49,26 @@ pub fn show(figure: &Figure) -> String {
     }
 }
 
+/// How our figure compares with a peer's that was measured in the same run.
+#[must_use]
+pub fn show_beside(ours: &Figure, theirs: &Figure) -> String {
+    let theirs = Recorded {
+        name: String::new(),
+        median: theirs.median,
+        p99: theirs.p99,
+    };
+    let ratio = ours.ratio(&theirs);
+    let decimals = if ratio < 9.95 { 1 } else { 0 };
+    let median = ours.unit.show(ours.median);
+    let p99 = ours.p99.map_or(String::new(), |p99| {
+        format!(", p99 {}", ours.unit.show(p99))
+    });
+    format!(
+        "{:11}  networkdb in this run: {median}{p99} ({ratio:.decimals$}x)",
+        ""
+    )
+}
+
 /// A row that did not run.
 #[must_use]
 pub fn show_failure(row: &str, why: &str) -> String {

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use testkit::bench::figure::Figure;
-use testkit::bench::{Mode, ROWS, Row, table};
+use testkit::bench::{Mode, PEER_ROWS, ROWS, Row, table};
 use testkit::e2e::process::now;
 
 /// Measures what the project promises.
@@ -27,6 +27,9 @@ struct Args {
     /// Nodes of the largest simulated cluster, such as 3000 or 10000; takes hours.
     #[arg(long)]
     nodes: Option<usize>,
+    /// Runs chitchat through the same rows; needs the feature `peers`.
+    #[arg(long)]
+    peers: bool,
     /// Writes all figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -48,6 +51,9 @@ impl Args {
 
     /// The rows asked for, in their own order.
     fn rows(&self) -> Result<Vec<&'static Row>, String> {
+        if self.peers && PEER_ROWS.is_empty() {
+            return Err("--peers needs a bench built with --features peers".to_owned());
+        }
         let is_row = |name: &&String| ROWS.iter().any(|row| row.name == *name);
         if let Some(name) = self.only.iter().find(|name| !is_row(name)) {
             return Err(format!("there is no row {name}, see --list"));
@@ -87,7 +93,8 @@ fn main() -> ExitCode {
 }
 
 fn run_inside(args: &Args, name: &str) -> Result<()> {
-    let row = ROWS.iter().find(|row| row.name == name);
+    let rows = if args.peers { PEER_ROWS } else { ROWS };
+    let row = rows.iter().find(|row| row.name == name);
     row.context("no such row")?.run(args.mode())
 }
 
@@ -97,9 +104,16 @@ fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
     println!("{}", table::heading());
     let (mut figures, mut failed) = (Vec::new(), Vec::new());
     for row in rows {
-        if let Err(error) = run_row(args, row, &mut figures) {
-            println!("{}", table::show_failure(row.name, &format!("{error:#}")));
-            failed.push(row.name);
+        let peer = PEER_ROWS.iter().find(|peer| peer.name == row.name);
+        let peer = peer.filter(|_| args.peers);
+        for (row, is_peer) in [(Some(*row), false), (peer, true)] {
+            let Some(row) = row else {
+                continue;
+            };
+            if let Err(error) = run_row(args, row, is_peer, &mut figures) {
+                println!("{}", table::show_failure(row.name, &format!("{error:#}")));
+                failed.push(row.name);
+            }
         }
     }
     let missed = figures.iter().filter(|f| f.is_met() == Some(false)).count();
@@ -118,20 +132,25 @@ fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
 }
 
 /// Runs one row in a process of its own and prints its figures as they come.
-fn run_row(args: &Args, row: &Row, figures: &mut Vec<Figure>) -> Result<()> {
+fn run_row(args: &Args, row: &Row, is_peer: bool, figures: &mut Vec<Figure>) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--inside", row.name]);
     if args.quick {
         command.arg("--quick");
     }
+    if is_peer {
+        command.arg("--peers");
+    }
     if let Some(nodes) = args.nodes {
         command.args(["--nodes", &nodes.to_string()]);
     }
+    // A peer waits for its ticks.
+    let limit = row.time_limit(args.mode()) * if is_peer { 3 } else { 1 };
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
-    let outcome = follow(&mut child, now() + row.time_limit(args.mode()), figures);
+    let outcome = follow(&mut child, now() + limit, figures);
     // It has ended already, or took too long.
     drop(child.kill());
     let status = child.wait()?;
@@ -156,7 +175,7 @@ fn follow(child: &mut Child, until: Instant, figures: &mut Vec<Figure>) -> Resul
         match lines.recv_timeout(until.saturating_duration_since(now())) {
             Ok(line) => match serde_json::from_str::<Figure>(&line) {
                 Ok(figure) => {
-                    println!("{}", table::show(&figure));
+                    show(&figure, figures);
                     figures.push(figure);
                 }
                 Err(_) => println!("{line}"),
@@ -164,5 +183,17 @@ fn follow(child: &mut Child, until: Instant, figures: &mut Vec<Figure>) -> Resul
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Err(RecvTimeoutError::Timeout) => bail!("it took too long"),
         }
+    }
+}
+
+/// Prints a figure; a peer's beside our own of the same name.
+fn show(figure: &Figure, earlier: &[Figure]) {
+    println!("{}", table::show(figure));
+    let is_counterpart = |ours: &&Figure| {
+        ours.who.is_none() && (&ours.row, &ours.what) == (&figure.row, &figure.what)
+    };
+    let ours = earlier.iter().rev().find(is_counterpart);
+    if let Some(ours) = ours.filter(|_| figure.who.is_some()) {
+        println!("{}", table::show_beside(ours, figure));
     }
 }
