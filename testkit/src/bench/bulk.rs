@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::cluster::{self, Cluster, sent_bytes};
-use super::figure::{Figure, Unit};
+use super::figure::{Figure, Plot, Unit};
 use super::load::{Load, cpu_time};
 use super::{Mode, Report};
 use crate::e2e::process::now;
@@ -59,7 +59,7 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         }
         let times: Vec<Duration> = outcomes.iter().map(|o| o.time).collect();
         let mut figure = Figure::of_times(format!("{keys} keys from first write to N=5"), &times);
-        figure = figure.median_at_most(target);
+        figure = figure.median_at_most(target).at(Plot::Keys, keys as f64);
         for (name, time) in [("Go", go), ("chitchat", chitchat)] {
             if let Some(time) = time {
                 figure = figure.peer(name, time, None);

@@ -80,6 +80,15 @@ pub struct Target {
     pub is_floor: bool,
 }
 
+/// A plot that figures can be points of.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Plot {
+    /// Time until all have a key, by the number of nodes.
+    Nodes,
+    /// Time until all have all keys, by the number of keys.
+    Keys,
+}
+
 /// What another system was measured to need, as recorded once.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Recorded {
@@ -114,6 +123,8 @@ pub struct Figure {
     pub peers: Vec<Recorded>,
     /// More is better.
     pub is_rate: bool,
+    /// The plot it is a point of, and where.
+    pub point: Option<(Plot, f64)>,
     /// How it was measured, where that is not obvious.
     pub note: Option<String>,
 }
@@ -135,6 +146,7 @@ impl Figure {
             target: None,
             peers: Vec::new(),
             is_rate: matches!(unit, Unit::PerSecond),
+            point: None,
             note: None,
         }
     }
@@ -197,6 +209,13 @@ impl Figure {
             p99,
         });
         self
+    }
+
+    /// Makes it a point of a plot.
+    #[must_use]
+    pub fn at(self, plot: Plot, x: f64) -> Self {
+        let point = Some((plot, x));
+        Self { point, ..self }
     }
 
     /// Says how it was measured.

@@ -13,6 +13,7 @@
 //! | `detect` | death and partition |
 //! | `peers` | chitchat through the same rows (feature `peers`) |
 //! | `scale` | large clusters, in the simulator |
+//! | `plot` | SVGs of the figures |
 //! | `figure`, `table`, `load`, `cluster` | samples, printing, keys and values, nodes on loopback |
 
 use std::io::Write as _;
@@ -33,6 +34,7 @@ mod memory;
 mod ops;
 #[cfg(feature = "peers")]
 mod peers;
+pub mod plot;
 mod propagate;
 mod rate;
 mod repair;

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use tokio::runtime::Runtime;
 
 use super::cluster::{self, Cluster};
-use super::figure::Figure;
+use super::figure::{Figure, Plot};
 use super::load::Load;
 use super::{Mode, Report};
 use crate::e2e::process::now;
@@ -45,7 +45,10 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
                     Some(chitchat_p99 / 1e3),
                 );
             }
-            report.add(figure);
+            report.add(match how {
+                "plain" => figure.at(Plot::Nodes, nodes as f64),
+                _ => figure,
+            });
         }
     }
     runtime.shutdown_background();

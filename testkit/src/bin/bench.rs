@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use testkit::bench::figure::Figure;
-use testkit::bench::{Mode, PEER_ROWS, ROWS, Row, table};
+use testkit::bench::figure::{Figure, Plot};
+use testkit::bench::{Mode, PEER_ROWS, ROWS, Row, plot, table};
 use testkit::e2e::process::now;
 
 /// Measures what the project promises.
@@ -33,6 +33,9 @@ struct Args {
     /// Writes all figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Writes plots of `propagate` and `bulk` into a directory, such as docs/bench.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// Names the rows and ends.
     #[arg(long)]
     list: bool,
@@ -127,6 +130,18 @@ fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
         let all = serde_json::json!({ "figures": figures, "failed": failed });
         std::fs::write(path, serde_json::to_string_pretty(&all)?)
             .with_context(|| format!("write {}", path.display()))?;
+    }
+    if let Some(dir) = &args.plot {
+        std::fs::create_dir_all(dir)?;
+        for (of, name) in [
+            (Plot::Nodes, "convergence-nodes.svg"),
+            (Plot::Keys, "convergence-keys.svg"),
+        ] {
+            if let Some(svg) = plot::draw(of, &figures) {
+                std::fs::write(dir.join(name), svg)
+                    .with_context(|| format!("write {}", dir.join(name).display()))?;
+            }
+        }
     }
     Ok(failed.is_empty())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::INTERVALS;
 use super::chitchat::{Peers, entry};
 use crate::bench::cluster::{runtime, settle};
-use crate::bench::figure::{Figure, Unit};
+use crate::bench::figure::{Figure, Plot, Unit};
 use crate::bench::load::{Load, cpu_time, resident_bytes};
 use crate::bench::{Mode, Report};
 use crate::e2e::process::now;
@@ -105,7 +105,8 @@ pub(super) fn propagate(mode: Mode, report: &mut Report) -> Result<()> {
             }
             // It has no seal: the plain figure is its counterpart.
             let what = format!("one key to all of N={nodes}, plain");
-            report.add(Figure::of_times(what, &times).who(name));
+            let figure = Figure::of_times(what, &times).who(name);
+            report.add(figure.at(Plot::Nodes, nodes as f64));
             runtime.shutdown_background();
         }
     }
@@ -140,7 +141,8 @@ pub(super) fn bulk(mode: Mode, report: &mut Report) -> Result<()> {
                 runtime.shutdown_background();
             }
             let what = format!("{keys} keys from first write to N=5");
-            report.add(Figure::of_times(what, &times).who(name));
+            let figure = Figure::of_times(what, &times).who(name);
+            report.add(figure.at(Plot::Keys, keys as f64));
             let what = format!("{keys} keys: bytes per key and receiver");
             report.add(Figure::of(what, Unit::Bytes, &bytes).who(name));
             let what = format!("{keys} keys: CPU per key and receiver");
