@@ -11,6 +11,7 @@
 //! | `join`, `repair`, `idle` | what a sync costs, and what nothing costs |
 //! | `http` | the diagnostic server |
 //! | `detect` | death and partition |
+//! | `processes` | some of these rows over real processes |
 //! | `peers` | chitchat through the same rows (feature `peers`) |
 //! | `scale` | large clusters, in the simulator |
 //! | `plot` | SVGs of the figures |
@@ -35,6 +36,7 @@ mod ops;
 #[cfg(feature = "peers")]
 mod peers;
 pub mod plot;
+mod processes;
 mod propagate;
 mod rate;
 mod repair;
@@ -162,6 +164,8 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
+/// The same rows over real processes.
+pub const PROCESS_ROWS: &[Row] = processes::ROWS;
 /// The same rows for a peer.
 #[cfg(feature = "peers")]
 pub const PEER_ROWS: &[Row] = peers::ROWS;

@@ -49,7 +49,7 @@ pub fn show(figure: &Figure) -> String {
     }
 }
 
-/// How our figure compares with a peer's that was measured in the same run.
+/// How our figure of one process compares with another of the same run.
 #[must_use]
 pub fn show_beside(ours: &Figure, theirs: &Figure) -> String {
     let theirs = Recorded {

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line program")]
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -11,8 +12,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
+use rustix::process::{Pid, Signal, kill_process_group};
 use testkit::bench::figure::{Figure, Plot};
-use testkit::bench::{Mode, PEER_ROWS, ROWS, Row, plot, table};
+use testkit::bench::{Mode, PEER_ROWS, PROCESS_ROWS, ROWS, Row, plot, table};
 use testkit::e2e::process::now;
 
 /// Measures what the project promises.
@@ -30,6 +32,9 @@ struct Args {
     /// Runs chitchat through the same rows; needs the feature `peers`.
     #[arg(long)]
     peers: bool,
+    /// Runs some rows over real processes, too.
+    #[arg(long)]
+    processes: bool,
     /// Writes all figures to a file.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -96,7 +101,11 @@ fn main() -> ExitCode {
 }
 
 fn run_inside(args: &Args, name: &str) -> Result<()> {
-    let rows = if args.peers { PEER_ROWS } else { ROWS };
+    let rows = match (args.processes, args.peers) {
+        (true, _) => PROCESS_ROWS,
+        (false, true) => PEER_ROWS,
+        (false, false) => ROWS,
+    };
     let row = rows.iter().find(|row| row.name == name);
     row.context("no such row")?.run(args.mode())
 }
@@ -107,13 +116,16 @@ fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
     println!("{}", table::heading());
     let (mut figures, mut failed) = (Vec::new(), Vec::new());
     for row in rows {
-        let peer = PEER_ROWS.iter().find(|peer| peer.name == row.name);
-        let peer = peer.filter(|_| args.peers);
-        for (row, is_peer) in [(Some(*row), false), (peer, true)] {
-            let Some(row) = row else {
+        for (is_wanted, rows, flag) in [
+            (true, ROWS, None),
+            (args.processes, PROCESS_ROWS, Some("--processes")),
+            (args.peers, PEER_ROWS, Some("--peers")),
+        ] {
+            let row = rows.iter().find(|other| other.name == row.name);
+            let Some(row) = row.filter(|_| is_wanted) else {
                 continue;
             };
-            if let Err(error) = run_row(args, row, is_peer, &mut figures) {
+            if let Err(error) = run_row(args, row, flag, &mut figures) {
                 println!("{}", table::show_failure(row.name, &format!("{error:#}")));
                 failed.push(row.name);
             }
@@ -147,27 +159,28 @@ fn run_all(args: &Args, rows: &[&Row]) -> Result<bool> {
 }
 
 /// Runs one row in a process of its own and prints its figures as they come.
-fn run_row(args: &Args, row: &Row, is_peer: bool, figures: &mut Vec<Figure>) -> Result<()> {
+fn run_row(args: &Args, row: &Row, flag: Option<&str>, figures: &mut Vec<Figure>) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--inside", row.name]);
     if args.quick {
         command.arg("--quick");
     }
-    if is_peer {
-        command.arg("--peers");
-    }
+    command.args(flag);
     if let Some(nodes) = args.nodes {
         command.args(["--nodes", &nodes.to_string()]);
     }
-    // A peer waits for its ticks.
-    let limit = row.time_limit(args.mode()) * if is_peer { 3 } else { 1 };
+    // Peers wait for their ticks, and processes take a while to start.
+    let limit = row.time_limit(args.mode()) * if flag.is_some() { 3 } else { 1 };
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .process_group(0)
         .spawn()?;
     let outcome = follow(&mut child, now() + limit, figures);
-    // It has ended already, or took too long.
-    drop(child.kill());
+    // It has ended already, or took too long; then its own processes have to go with it.
+    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+        kill_process_group(group, Signal::KILL).ok();
+    }
     let status = child.wait()?;
     outcome?;
     if !status.success() {
