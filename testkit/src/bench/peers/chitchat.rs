@@ -115,12 +115,12 @@ impl Peers {
         Some(chitchat.live_nodes().count())
     }
 
-    /// How many keys of `of` a node holds; `None` while it is busy.
-    pub(super) fn keys(&self, node: usize, of: usize) -> Option<usize> {
+    /// The highest version of `of` that a node holds; `None` while it is busy.
+    fn version(&self, node: usize, of: usize) -> Option<u64> {
         let chitchat = self.nodes[node].chitchat();
         let chitchat = chitchat.try_lock().ok()?;
         let state = chitchat.node_state(self.nodes[of].chitchat_id());
-        Some(state.map_or(0, |state| state.num_key_values()))
+        Some(state.map_or(0, |state| state.max_version()))
     }
 
     /// Whether a node shows a key of `of`.
@@ -143,9 +143,11 @@ impl Peers {
         }
     }
 
-    /// Waits until all nodes hold `count` keys of the first.
+    /// Waits until all nodes hold all keys of the first, each of which has been set once.
+    ///
+    /// Every set raises the version, and asking for it does not count all keys under the lock that gossip needs.
     pub(super) async fn until_all_hold(&self, count: usize, limit: Duration) -> Result<()> {
-        let all = || (0..self.nodes.len()).all(|node| self.keys(node, 0) == Some(count));
+        let all = || (0..self.nodes.len()).all(|node| self.version(node, 0) == Some(count as u64));
         settle("all chitchat nodes to hold the same", limit, all).await
     }
 

@@ -116,7 +116,7 @@ pub(super) fn propagate(mode: Mode, report: &mut Report) -> Result<()> {
 pub(super) fn bulk(mode: Mode, report: &mut Report) -> Result<()> {
     for (interval, name) in INTERVALS {
         for keys in [1_000, 10_000, 100_000] {
-            if mode.is_quick && keys == 100_000 {
+            if mode.is_quick && keys == 100_000 && interval.as_secs() > 0 {
                 continue;
             }
             let rounds = match keys {
