@@ -4,7 +4,9 @@
 //! * [`fuzz`] is what the fuzz targets run.
 //! * [`op`] is what can be done to such a cluster, [`model`] what should come of it, [`check`] whether it does.
 //! * [`e2e`] starts the real `networkdb` program and talks to it over loopback.
+//! * [`mod@bench`] measures what the project promises.
 
+pub mod bench;
 pub mod check;
 pub mod e2e;
 pub mod fuzz;
