@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use networkdb::engine::TableChange;
-use networkdb::node::{NetworkDb, NodeConfig, ReadError, StartError, WatchEvent, WatchFilter};
+use networkdb::node::{
+    NetworkDb, NodeConfig, ReadError, StartError, WatchEvent, WatchFilter, Write, WriteAction,
+};
 use networkdb::{Config, GossipKey, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -374,4 +376,62 @@ async fn a_watcher_that_was_far_behind_folds_to_what_readers_see() {
     assert_eq!(resyncs, 1);
     let shown = node.table(&network, &table).into_iter();
     assert!(shown.map(|entry| (entry.key, entry.value)).eq(seen));
+}
+
+#[tokio::test]
+async fn a_batch_is_written_in_order_and_each_write_has_its_own_answer() {
+    let (first, second) = pair(config()).await;
+    let write = |name: &str, action| Write {
+        network: network(),
+        table: table(),
+        key: key(name),
+        action,
+    };
+    let value = |text: &'static str| Bytes::from_static(text.as_bytes());
+    let mut writes = vec![
+        write("a", WriteAction::Create(value("1"))),
+        write("a", WriteAction::Create(value("2"))),
+        write("a", WriteAction::Update(value("3"))),
+        write("b", WriteAction::Delete),
+        write("c", WriteAction::Create(value("4"))),
+        write("c", WriteAction::Delete),
+    ];
+    let many = (0..3_000).map(|n| write(&format!("k{n}"), WriteAction::Create(value("v"))));
+    writes.extend(many);
+    let results = first.write_batch(writes).await.unwrap();
+    let refused: Vec<usize> = (0..results.len())
+        .filter(|at| results[*at].is_err())
+        .collect();
+    assert_eq!((results.len(), refused), (3_006, vec![1, 3]));
+    assert_eq!(first.table(&network(), &table()).len(), 3_001);
+    wait_for("all of it there", || {
+        first.digest(&network()) == second.digest(&network())
+            && second.table(&network(), &table()).len() == 3_001
+    })
+    .await;
+    let entry = second.entry(&network(), &table(), &key("a")).unwrap();
+    assert_eq!(entry.value, "3");
+}
+
+#[tokio::test]
+async fn an_open_table_follows_its_network_through_leaving_and_joining_again() {
+    let (first, second) = pair(config()).await;
+    let opened = first.open_table(&network(), &table());
+    assert_eq!(opened.entry(&key("k")), Err(ReadError::Absent));
+    opened.create(&key("k"), "v").await.unwrap();
+    assert_eq!(opened.entry(&key("k")).unwrap().value, "v");
+    assert_eq!(opened.read(&key("k"), <[u8]>::len), Some(1));
+    opened.update(&key("k"), "vw").await.unwrap();
+    assert_eq!(opened.read(&key("k"), <[u8]>::len), Some(2));
+    first.leave_network(&network()).await.unwrap();
+    assert_eq!(opened.entry(&key("k")), Err(ReadError::Absent));
+    assert!(opened.create(&key("k"), "v").await.is_err());
+    first.join_network(&network()).await.unwrap();
+    second
+        .create_entry(&network(), &table(), &key("l"), "w")
+        .await
+        .unwrap();
+    wait_for("the other's entry", || opened.entry(&key("l")).is_ok()).await;
+    opened.delete(&key("l")).await.unwrap();
+    assert_eq!(opened.entry(&key("l")), Err(ReadError::Deleted));
 }

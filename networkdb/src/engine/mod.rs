@@ -9,7 +9,8 @@
 //! | `io` | nothing: what goes in and comes out |
 //! | `event` | what nodes tell each other and which record is newer |
 //! | `lamport` | what time a write gets |
-//! | `table`, `store` | what is held and what readers see |
+//! | `table`, `store` | what is held |
+//! | `standing` | what readers see of it |
 //! | `write` | what this node may write |
 //! | `attachment` | who is attached to which network |
 //! | `cluster` | which run of a node counts, and whether it is up |
@@ -55,6 +56,7 @@ mod ranges;
 mod reap;
 mod refute;
 mod seen;
+mod standing;
 mod store;
 mod stream;
 mod sync;

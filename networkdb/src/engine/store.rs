@@ -45,9 +45,13 @@ impl Store {
     /// Looks a key up as a reader sees it.
     #[must_use]
     pub fn lookup(&self, network: &NetworkId, table: &TableName, key: &Key) -> Lookup {
-        self.network(network)
-            .and_then(|tables| tables.table(table))
-            .map_or(Lookup::Absent, |table| table.lookup(key))
+        let networks = self.networks.read();
+        let Some(tables) = networks.get(network) else {
+            return Lookup::Absent;
+        };
+        let tables = tables.tables.read();
+        let table = tables.get(table);
+        table.map_or(Lookup::Absent, |table| table.lookup(key))
     }
 }
 
@@ -105,7 +109,12 @@ impl NetworkTables {
     }
 
     pub(crate) fn remove_empty(&self) {
-        self.tables.write().retain(|_, table| !table.is_empty());
+        self.tables.write().retain(|_, table| {
+            if table.is_empty() {
+                table.retire();
+            }
+            !table.is_retired()
+        });
     }
 }
 
@@ -399,135 +408,9 @@ impl Engine {
         Arc::clone(&owner.shared)
     }
 
-    /// How long records are kept that are not live.
-    pub(crate) fn keep_of(&self, standing: Standing) -> Option<Duration> {
-        match standing {
-            Standing::Live => None,
-            Standing::Hidden => Some(self.config.node_reap_interval),
-            Standing::Over if !self.keeps(Rule::Stubs) => Some(Duration::ZERO),
-            Standing::Over => Some(self.config.reap_interval),
-        }
-    }
-
-    /// When that expires which makes a stamp's records dead, if it expires at all.
-    fn cause_expires(&self, network: &NetworkId, node: &NodeId, stamp: Stamp) -> Option<u64> {
-        let attachment = self.attachments.get(network, node);
-        let ended = attachment.filter(|known| known.stamp == stamp && known.left);
-        let node = self.cluster.get(node);
-        let gone = node.filter(|node| node.generation == stamp.generation);
-        ended
-            .and_then(|known| known.expires)
-            .or_else(|| gone.and_then(|node| node.expires))
-    }
-
-    /// Decides what readers see of the entries that `node` wrote under `stamp`.
-    pub(crate) fn standing(&self, network: &NetworkId, node: &NodeId, stamp: Stamp) -> Standing {
-        let Some(attachment) = self.attachments.get(network, node) else {
-            return Standing::Hidden;
-        };
-        if stamp != attachment.stamp || attachment.left {
-            // A stamp above the recorded one is of a tombstone only, which nobody sees anyway.
-            return Standing::Over;
-        }
-        let standing = self.cluster.standing(node, stamp.generation);
-        if standing == Standing::Hidden && !self.keeps(Rule::Hiding) {
-            return Standing::Over;
-        }
-        standing
-    }
-
-    /// Recomputes what readers see of all entries of a node in a network and tells watchers what changed.
-    pub(crate) fn refresh(&mut self, network: &NetworkId, node: &NodeId, now: Instant) {
-        self.refresh_roster(network, node);
-        let Some(local) = self.networks.get(network) else {
-            return;
-        };
-        let first = (node.clone(), Stamp::default());
-        let stamps: Vec<Stamp> = local
-            .owners
-            .range(first..)
-            .take_while(|((owner, _), _)| owner == node)
-            .map(|((_, stamp), _)| *stamp)
-            .collect();
-        for stamp in stamps {
-            let standing = self.standing(network, node, stamp);
-            self.set_standing(network, &(node.clone(), stamp), standing, now);
-        }
-    }
-
-    fn set_standing(
-        &mut self,
-        network: &NetworkId,
-        name: &(NodeId, Stamp),
-        standing: Standing,
-        now: Instant,
-    ) {
-        let expires = self.keep_of(standing).map(|keep| {
-            let cause = self.cause_expires(network, &name.0, name.1);
-            let own = self.expires_at(None, keep, now);
-            cause.map_or(own, |cause| cause.min(own))
-        });
-        let owner = self
-            .networks
-            .get_mut(network)
-            .and_then(|local| local.owners.get_mut(name));
-        let Some(owner) = owner else {
-            return;
-        };
-        let before = owner.shared.set_standing(standing);
-        if before == standing {
-            return;
-        }
-        owner.expires = expires;
-        let was_faded = std::mem::take(&mut owner.is_faded);
-        let shared = Arc::clone(&owner.shared);
-        if (before == Standing::Live) != (standing == Standing::Live) {
-            self.notify_all_of(network, &shared, standing == Standing::Live);
-        }
-        for table in self.tables_of(network) {
-            if was_faded {
-                table.count_all_of(&shared, true);
-            }
-            if standing == Standing::Over {
-                table.drop_values_of(&shared);
-            }
-        }
-    }
-
     pub(crate) fn tables_of(&self, network: &NetworkId) -> Vec<Arc<Table>> {
         let local = self.networks.get(network);
         local.map_or(Vec::new(), |local| local.tables.tables())
-    }
-
-    /// Tells watchers that all entries of an owner have become visible, or are no longer.
-    fn notify_all_of(&mut self, network: &NetworkId, owner: &Arc<Owner>, visible: bool) {
-        if !self.watching {
-            return;
-        }
-        for table in self.tables_of(network) {
-            let mut changed = Vec::new();
-            table.walk(|record| {
-                if Arc::ptr_eq(record.owner(), owner)
-                    && let (Body::Value(value), _) = record.body()
-                {
-                    changed.push((record.key().to_owned(), value));
-                }
-            });
-            for (key, value) in changed {
-                let key = Key::new(key).expect("written from a key");
-                let (before, after) = if visible {
-                    (None, Some(value))
-                } else {
-                    (Some(value), None)
-                };
-                let change = Change {
-                    before,
-                    after,
-                    ..Change::default()
-                };
-                self.notify(network, table.name(), &key, &change);
-            }
-        }
     }
 
     /// Tells watchers what readers saw before and see after, if that differs.
@@ -564,6 +447,9 @@ impl Engine {
         let Some(local) = self.networks.get(network) else {
             return;
         };
+        for table in local.tables.tables() {
+            table.retire();
+        }
         let owners: Vec<Arc<Owner>> = local
             .owners
             .values()

@@ -13,7 +13,7 @@
 //! "Tables".
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -244,6 +244,8 @@ impl RecordRef<'_> {
 pub struct Table {
     name: TableName,
     slots: RwLock<Slots>,
+    /// No longer part of the store.
+    is_retired: AtomicBool,
 }
 
 impl Table {
@@ -251,7 +253,18 @@ impl Table {
         Self {
             name,
             slots: RwLock::new(Slots::new()),
+            is_retired: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the network was left, or the table was empty for long: whoever kept it has to look it up again.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.is_retired.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn retire(&self) {
+        self.is_retired.store(true, Ordering::Release);
     }
 
     /// Returns the table's name.

@@ -16,12 +16,12 @@ use tokio::task::JoinHandle;
 use super::report::Report;
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
-use super::{Refusals, StopReason};
+use super::{Refusals, StopReason, Write, WriteAction};
 use crate::engine::NetworkStats;
 use crate::engine::{
     Engine, Input, JoinToken, NetworkError, Output, Persistent, StreamId, Timer, WriteError,
 };
-use crate::id::{Key, NetworkId, TableName};
+use crate::id::NetworkId;
 use crate::keyring::Keyring;
 use crate::stats::Stats;
 use crate::wire::frame::DatagramSeal;
@@ -62,26 +62,11 @@ pub(crate) enum Event {
     },
 }
 
-/// One write, as a handle asks for it.
-#[derive(Debug)]
-pub(crate) struct Write {
-    pub network: NetworkId,
-    pub table: TableName,
-    pub key: Key,
-    pub action: Action,
-}
-
-#[derive(Debug)]
-pub(crate) enum Action {
-    Create(Bytes),
-    Update(Bytes),
-    Delete,
-}
-
 /// What a handle asks for. A reply that nobody waits for any more is dropped.
 #[derive(Debug)]
 pub(crate) enum Command {
     Write(Write, oneshot::Sender<Result<(), WriteError>>),
+    WriteMany(Vec<Write>, oneshot::Sender<Vec<Result<(), WriteError>>>),
     JoinNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
     LeaveNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
     Join(SocketAddr, oneshot::Sender<Result<(), String>>),
@@ -258,6 +243,11 @@ impl Driver {
         let (engine, now) = (&mut self.engine, now());
         match command {
             Command::Write(write, to) => reply(to, perform(engine, write, now)),
+            Command::WriteMany(writes, to) => {
+                let writes = writes.into_iter();
+                let results = writes.map(|write| perform(engine, write, now));
+                reply(to, results.collect());
+            }
             Command::JoinNetwork(network, to) => match engine.join_network(&network, now) {
                 Ok(()) => self.state.networks.entry(network).or_default().push(to),
                 Err(error) => reply(to, Err(error)),
@@ -481,8 +471,8 @@ fn perform(engine: &mut Engine, write: Write, now: Instant) -> Result<(), WriteE
         action,
     } = write;
     match action {
-        Action::Create(value) => engine.create_entry(&network, &table, &key, value, now),
-        Action::Update(value) => engine.update_entry(&network, &table, &key, value, now),
-        Action::Delete => engine.delete_entry(&network, &table, &key, now),
+        WriteAction::Create(value) => engine.create_entry(&network, &table, &key, value, now),
+        WriteAction::Update(value) => engine.update_entry(&network, &table, &key, value, now),
+        WriteAction::Delete => engine.delete_entry(&network, &table, &key, now),
     }
 }

@@ -4,15 +4,12 @@
 //! engine. The handle is cheap to clone; it sends commands to the driver and reads tables and members directly, so that a
 //! read never waits for the protocol. All handles dropped, or [`NetworkDb::close`] called: the node leaves and stops.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch as watch_channel};
 
 use crate::config::{Config, ConfigError};
@@ -20,13 +17,14 @@ use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError};
 use crate::id::{Key, LamportTime, NetworkId, NodeId, TableName};
 use crate::keyring::Keyring;
 use crate::stats::Stats;
-use crate::wire::frame::SealError;
 
 mod address;
 mod driver;
+mod refusals;
 mod report;
 mod start;
 mod state_dir;
+mod table;
 mod tcp;
 mod udp;
 mod watch;
@@ -35,9 +33,11 @@ pub use crate::engine::NetworkStats;
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use start::StartError;
 pub use state_dir::StateDirError;
+pub use table::TableHandle;
 pub use watch::{PENDING_EXACT, PENDING_MAX, Watch, WatchEvent, WatchFilter};
 
-use driver::{Action, Command, Write};
+use driver::Command;
+use refusals::{Lost, Refusals};
 
 /// How to start a node.
 #[derive(Clone, Debug)]
@@ -157,6 +157,47 @@ pub struct Entry {
     pub time: LamportTime,
 }
 
+/// One write of a batch.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Write {
+    /// The network.
+    pub network: NetworkId,
+    /// The table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// What is to be done.
+    pub action: WriteAction,
+}
+
+/// What a [`Write`] does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WriteAction {
+    /// See [`NetworkDb::create_entry`].
+    Create(Bytes),
+    /// See [`NetworkDb::update_entry`].
+    Update(Bytes),
+    /// See [`NetworkDb::delete_entry`].
+    Delete,
+}
+
+/// Writes of a batch after which others get their turn.
+const BATCH_WRITES: usize = 512;
+
+fn entry_of(key: &Key, lookup: Lookup) -> Result<Entry, ReadError> {
+    match lookup {
+        Lookup::Visible { value, owner, time } => Ok(Entry {
+            key: key.clone(),
+            value,
+            owner,
+            time,
+        }),
+        Lookup::Deleted => Err(ReadError::Deleted),
+        Lookup::Hidden => Err(ReadError::Hidden),
+        Lookup::Absent => Err(ReadError::Absent),
+    }
+}
+
 /// A node and where it is.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Peer {
@@ -164,55 +205,6 @@ pub struct Peer {
     pub id: NodeId,
     /// Its advertised address.
     pub addr: SocketAddr,
-}
-
-/// Datagrams that the driver could not take.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Lost(Arc<AtomicU64>);
-
-impl Lost {
-    fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn read(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// Strangers that are told apart in the log.
-const STRANGERS_LOGGED: usize = 64;
-
-/// Counts what was refused for its seal, and logs each stranger and reason once.
-#[derive(Debug, Default)]
-pub(crate) struct Refusals {
-    count: AtomicU64,
-    logged: Mutex<BTreeSet<(IpAddr, &'static str)>>,
-}
-
-impl Refusals {
-    fn report(&self, from: SocketAddr, error: SealError) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let reason = match error {
-            SealError::Version(_) => "version",
-            SealError::Cluster => "cluster",
-            SealError::Plain => "plain",
-            SealError::Sealed => "sealed",
-            SealError::Key => "key",
-            SealError::NotOurs | SealError::Broken | SealError::Replayed => {
-                tracing::debug!(%from, %error, "refused");
-                return;
-            }
-        };
-        let mut logged = self.logged.lock();
-        if logged.len() < STRANGERS_LOGGED && logged.insert((from.ip(), reason)) {
-            tracing::warn!(%from, %error, "refused, further ones are only counted");
-        }
-    }
-
-    fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
 }
 
 /// Draws random bytes from the operating system.
@@ -371,7 +363,7 @@ impl NetworkDb {
         network: &NetworkId,
         table: &TableName,
         key: &Key,
-        action: Action,
+        action: WriteAction,
     ) -> Result<(), WriteError> {
         let write = Write {
             network: network.clone(),
@@ -392,7 +384,7 @@ impl NetworkDb {
         key: &Key,
         value: impl Into<Bytes>,
     ) -> Result<(), WriteError> {
-        let action = Action::Create(value.into());
+        let action = WriteAction::Create(value.into());
         self.write(network, table, key, action).await
     }
 
@@ -404,7 +396,7 @@ impl NetworkDb {
         key: &Key,
         value: impl Into<Bytes>,
     ) -> Result<(), WriteError> {
-        let action = Action::Update(value.into());
+        let action = WriteAction::Update(value.into());
         self.write(network, table, key, action).await
     }
 
@@ -415,7 +407,24 @@ impl NetworkDb {
         table: &TableName,
         key: &Key,
     ) -> Result<(), WriteError> {
-        self.write(network, table, key, Action::Delete).await
+        self.write(network, table, key, WriteAction::Delete).await
+    }
+
+    /// Makes many writes in their order, and says of each what came of it; a refused one does not keep the others back.
+    /// All that were accepted are visible here on return. It is no transaction: other writes may come between.
+    pub async fn write_batch(
+        &self,
+        writes: Vec<Write>,
+    ) -> Result<Vec<Result<(), WriteError>>, Closed> {
+        let mut results = Vec::with_capacity(writes.len());
+        let mut writes = writes.into_iter();
+        loop {
+            let some: Vec<Write> = writes.by_ref().take(BATCH_WRITES).collect();
+            if some.is_empty() {
+                return Ok(results);
+            }
+            results.extend(self.ask(|to| Command::WriteMany(some, to)).await?);
+        }
     }
 
     /// Reads an entry. Never waits for the protocol.
@@ -425,17 +434,13 @@ impl NetworkDb {
         table: &TableName,
         key: &Key,
     ) -> Result<Entry, ReadError> {
-        match self.store.lookup(network, table, key) {
-            Lookup::Visible { value, owner, time } => Ok(Entry {
-                key: key.clone(),
-                value,
-                owner,
-                time,
-            }),
-            Lookup::Deleted => Err(ReadError::Deleted),
-            Lookup::Hidden => Err(ReadError::Hidden),
-            Lookup::Absent => Err(ReadError::Absent),
-        }
+        entry_of(key, self.store.lookup(network, table, key))
+    }
+
+    /// Opens a table to be read and written often.
+    #[must_use]
+    pub fn open_table(&self, network: &NetworkId, table: &TableName) -> TableHandle {
+        TableHandle::new(self.clone(), network.clone(), table.clone())
     }
 
     /// Calls `each` for every visible entry of a table, in no particular order, without copying. Writers go on meanwhile.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
-use networkdb::node::{NetworkDb, NodeConfig};
+use networkdb::node::{NetworkDb, NodeConfig, Write, WriteAction};
 use networkdb::{GossipKey, Key, Keyring, NetworkId, Stats, TableName, WriteError};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -131,19 +131,20 @@ impl Cluster {
 }
 
 /// Writes a batch of new entries and waits until all are accepted.
-///
-/// The handle has no call for several writes, so they are tasks of which the driver takes all that wait.
 pub(super) async fn write_batch(
     node: &NetworkDb,
     (network, table): (&NetworkId, &TableName),
     batch: Vec<(Key, Bytes)>,
 ) -> Result<()> {
-    let mut writing = JoinSet::new();
-    for (key, value) in batch {
-        let (node, network, table) = (node.clone(), network.clone(), table.clone());
-        writing.spawn(async move { node.create_entry(&network, &table, &key, value).await });
-    }
-    let results = writing.join_all().await;
+    let write = |(key, value)| Write {
+        network: network.clone(),
+        table: table.clone(),
+        key,
+        action: WriteAction::Create(value),
+    };
+    let results = node
+        .write_batch(batch.into_iter().map(write).collect())
+        .await?;
     results
         .into_iter()
         .collect::<std::result::Result<(), WriteError>>()?;
