@@ -6,10 +6,12 @@
 //!
 //! * A timer that is late by more than [`LATE`] raises the score, up to [`SCORE_MAX`]; one that is on time lowers it.
 //! * Timers are set (score + 1) times as far ahead.
+//! * A suspect is called once more before it is declared down. A node that was late may have missed that it had refuted
+//!   this suspicion, or had come back from being down under the next epoch; neither is gossiped again. The answer says so.
 //! * A late timer is not handled: it is set anew for a probe's time ahead, so that the answers which arrived while this
 //!   node did not run are read before it judges anybody by their absence.
 //!
-//! Implements `docs/ALGORITHM.md`, section "Members".
+//! Implements `docs/ALGORITHM.md`, section "Local health".
 
 use std::time::{Duration, Instant};
 
@@ -38,8 +40,22 @@ impl Engine {
     /// Sets a timer of the failure detector, further ahead the later this node has been.
     pub(crate) fn set_swim_timer(&mut self, after: Duration, timer: SwimTimer, now: Instant) {
         let after = after * (self.health.score + 1);
+        if timer.suspect().is_some() && self.keeps(Rule::LateTimers) {
+            let ask_after = after.saturating_sub(self.config.probe_timeout);
+            self.set_timer(ask_after, TimerKind::AskSuspect(timer));
+            return;
+        }
         let due = now + after;
         self.set_timer(after, TimerKind::Swim(timer, due));
+    }
+
+    /// Calls a member that will be declared down when it has not answered in time.
+    pub(crate) fn ask_suspect(&mut self, timer: SwimTimer, now: Instant) {
+        if let Some(suspect) = timer.suspect().cloned() {
+            self.swim(|swim| swim.call(suspect));
+        }
+        let after = self.config.probe_timeout;
+        self.set_timer(after, TimerKind::Swim(timer, now + after));
     }
 
     /// Handles a timer of the failure detector, unless it is so late that this node cannot have been running.

@@ -135,6 +135,8 @@ pub struct Timer(pub(super) TimerKind);
 pub(crate) enum TimerKind {
     /// With the time at which it is due.
     Swim(SwimTimer, Instant),
+    /// A suspicion of the failure detector has lasted almost long enough.
+    AskSuspect(SwimTimer),
     Push,
     Digest(NetworkId),
     DigestRound,

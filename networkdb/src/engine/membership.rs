@@ -142,6 +142,14 @@ impl SwimTimer {
     pub(crate) fn is_probe(&self) -> bool {
         matches!(self.0, foca::Timer::ProbeRandomMember(_))
     }
+
+    /// The member that it declares down, unless that has refuted the suspicion by then.
+    pub(crate) fn suspect(&self) -> Option<&Member> {
+        if let foca::Timer::ChangeSuspectToDown { member_id, .. } = &self.0 {
+            return Some(member_id);
+        }
+        None
+    }
 }
 
 /// What came of the members of a push-pull.

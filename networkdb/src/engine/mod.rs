@@ -301,6 +301,7 @@ impl Engine {
     fn timer(&mut self, timer: Timer, now: Instant) {
         match timer.0 {
             TimerKind::Swim(timer, due) => self.swim_timer(timer, due, now),
+            TimerKind::AskSuspect(timer) => self.ask_suspect(timer, now),
             TimerKind::Push => self.push_timer(now),
             TimerKind::Digest(network) => self.digest_timer(&network, now),
             TimerKind::DigestRound => self.digest_round(),

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use testkit::check::{Failure, World};
@@ -41,6 +41,9 @@ struct Args {
     /// Operations and faults before the quiet.
     #[arg(long, default_value_t = 200)]
     steps: usize,
+    /// Spreads the operations over so many virtual hours, with the reap intervals of real nodes.
+    #[arg(long)]
+    hours: Option<u64>,
     /// Faults that are never chosen, such as `replay,skew`.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
@@ -77,6 +80,9 @@ fn run(args: &Args, seed: u64) -> Report {
     let is_allowed = |fault: &&Fault| !args.without.contains(&fault.to_string());
     let allowed: Vec<Fault> = Fault::ALL.iter().filter(is_allowed).copied().collect();
     let mut swarm = Swarm::new(seed, size, &allowed);
+    if let Some(hours) = args.hours {
+        swarm = swarm.spread_over(Duration::from_secs(3_600 * hours));
+    }
     let setup = swarm.setup();
     let is_sealed = setup.keyring.is_some();
     let mut world = match World::new(setup, size.nodes, size.networks) {

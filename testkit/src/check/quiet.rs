@@ -38,12 +38,17 @@ impl World {
         self.run_until("nodes do not agree", Self::nodes_agree)?;
         self.judge(calm_since)?;
         let config = self.sim.config();
-        let keep = config.node_reap_interval + config.reap_interval;
+        let (reap, keep) = (config.reap_interval, config.node_reap_interval);
+        let keep = keep + reap;
         self.run_for(keep * 3 / 2)?;
         self.run_until("dead records stay", Self::dead_are_gone)?;
         self.run_until("members are not true", Self::members_are_true)?;
         self.run_until("nodes do not agree", Self::nodes_agree)?;
         self.run_until("digests differ", Self::digests_agree)?;
+        self.run_for(reap / 2)?;
+        if let Err((invariant, why)) = self.dead_are_gone() {
+            return Err(self.failure(invariant, format!("dead records came back: {why}")));
+        }
         self.judge(calm_since)
     }
 

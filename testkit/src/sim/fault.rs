@@ -17,7 +17,7 @@ use crate::check::{Failure, World};
 use crate::op::{Op, Place};
 
 /// Longest pause between two operations.
-const PAUSE_MILLIS_MAX: u64 = 200;
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -117,6 +117,8 @@ pub struct Swarm {
     next_value: u64,
     /// What will end a fault that has begun: after this many more operations.
     endings: Vec<(usize, Op)>,
+    /// The time over which the operations are spread, when it is not as short as it may be.
+    spread: Option<Duration>,
 }
 
 impl Swarm {
@@ -133,7 +135,28 @@ impl Swarm {
             rng,
             next_value: 0,
             endings: Vec::new(),
+            spread: None,
         }
+    }
+
+    /// Spreads the operations over a long time, with the reap intervals of real nodes, skewed clocks and suspended hosts.
+    #[must_use]
+    pub fn spread_over(mut self, time: Duration) -> Self {
+        self.spread = Some(time);
+        for fault in [Fault::Skew, Fault::Suspend] {
+            if !self.has(fault) {
+                self.faults.push(fault);
+            }
+        }
+        self
+    }
+
+    /// The longest pause between two operations.
+    fn pause_max(&self) -> Duration {
+        let steps = u32::try_from(self.size.steps).unwrap_or(u32::MAX).max(1);
+        // Seven of ten operations are followed by a pause, of half the longest on average.
+        self.spread
+            .map_or(PAUSE_MAX, |time| time.mul_f64(2.0 / 0.7) / steps)
     }
 
     fn has(&self, fault: Fault) -> bool {
@@ -143,13 +166,20 @@ impl Swarm {
     /// Settings of the run: short reap intervals, and keys in most runs and whenever bytes are tampered with.
     pub fn setup(&mut self) -> Setup {
         let is_sealed = self.rng.random_bool(0.6);
-        let reap = Duration::from_secs(self.rng.random_range(40..=70));
+        let short = Duration::from_secs(self.rng.random_range(40..=70));
+        let (reap, node_reap) = match self.spread {
+            None => (short, 2 * short),
+            Some(_) => (
+                Config::lan().reap_interval,
+                Config::lan().node_reap_interval,
+            ),
+        };
         let key = "AAAAAAAAAAAAAAAAAAAAAA==";
         Setup {
             conditions: Conditions::good(),
             config: Config {
                 reap_interval: reap,
-                node_reap_interval: 2 * reap,
+                node_reap_interval: node_reap,
                 push_direct_max: *[2, 8, 64].choose(&mut self.rng).expect("three of them"),
                 // In some runs nearly every write goes by streams.
                 feed_from: *[1, 3, 1_024].choose(&mut self.rng).expect("three of them"),
@@ -173,7 +203,8 @@ impl Swarm {
                 world.act(&op)?;
             }
             if self.rng.random_bool(0.7) {
-                let pause = self.rng.random_range(0..=PAUSE_MILLIS_MAX);
+                let pause_max = u64::try_from(self.pause_max().as_millis()).unwrap_or(u64::MAX);
+                let pause = self.rng.random_range(0..=pause_max);
                 world.run_for(Duration::from_millis(pause))?;
             }
         }

@@ -10,6 +10,7 @@
 //! | `net` | delay, loss, blocks, clogs, changed bytes, the eavesdropper |
 //! | `drive` | does what engines want done |
 //! | `life` | start, crash, pause, join, leave |
+//! | `starve` | nodes that hardly get to run, and who is accused of it |
 //! | `fault` | the random choice of faults and operations of a seed |
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ mod life;
 mod net;
 mod node;
 mod queue;
+pub mod starve;
 #[cfg(test)]
 mod tests;
 
