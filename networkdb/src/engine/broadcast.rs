@@ -178,6 +178,10 @@ impl Pushes {
         self.networks.get(network).map_or(0, EntryQueue::len)
     }
 
+    pub(crate) fn networks(&self) -> impl Iterator<Item = &EntryQueue> {
+        self.networks.values()
+    }
+
     pub(crate) fn network_mut(&mut self, network: &NetworkId) -> Option<&mut EntryQueue> {
         self.networks.get_mut(network)
     }
@@ -229,11 +233,15 @@ impl Engine {
         waiting: Waiting,
         now: Instant,
     ) {
+        let max = self.config.push_queue_max;
+        if self.pushes.waiting(network) >= max {
+            self.break_slowest_feeds(network, now);
+        }
         let queue = match self.pushes.networks.get_mut(network) {
             Some(queue) => queue,
             None => self.pushes.networks.entry(network.clone()).or_default(),
         };
-        if queue.len() >= self.config.push_queue_max {
+        if queue.len() >= max {
             self.stats.dropped_push += 1;
             return;
         }
@@ -311,7 +319,13 @@ impl Engine {
             return Left::Nothing;
         }
         let mut queue = std::mem::take(&mut self.pushes.cluster);
-        let (peers, is_direct) = self.reached(self.peers_of(&Scope::Cluster));
+        let is_direct = !self.relays_to_cluster();
+        let peers = if is_direct {
+            self.peers_of(&Scope::Cluster)
+        } else {
+            let fanout = self.config.push_fanout.get();
+            self.roster.random_members(fanout, &self.me, &mut self.rng)
+        };
         if peers.is_empty() {
             return Left::Nothing;
         }
@@ -516,12 +530,25 @@ impl super::Roster {
             .collect()
     }
 
+    /// Draws up to so many other members.
+    fn random_members(&self, count: usize, me: &NodeId, rng: &mut StdRng) -> Vec<SocketAddr> {
+        let mut inner = self.inner.write();
+        let inner = &mut *inner;
+        let all = inner.drawn_from.get_or_insert_with(|| {
+            let members = inner.members.iter();
+            members.map(|(id, addr)| (id.clone(), *addr)).collect()
+        });
+        // One more, in case this node is among them.
+        let drawn = all.sample(rng, count + 1).filter(|(id, _)| id != me);
+        drawn.take(count).map(|(_, addr)| *addr).collect()
+    }
+
     fn random_other(&self, scope: &Scope, me: &NodeId, rng: &mut StdRng) -> Option<SocketAddr> {
         let inner = self.inner.read();
         match scope {
             Scope::Cluster => {
-                let others = inner.members.iter().filter(|(id, _)| *id != me);
-                random_one(others.map(|(_, addr)| *addr), rng)
+                drop(inner);
+                self.random_members(1, me, rng).pop()
             }
             Scope::Network(network) => {
                 let nodes = inner.attached.get(network)?;

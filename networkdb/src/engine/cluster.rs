@@ -465,6 +465,7 @@ impl Roster {
 
     pub(crate) fn set_member(&self, node: &NodeId, addr: Option<SocketAddr>) {
         let mut inner = self.inner.write();
+        inner.drawn_from = None;
         match addr {
             Some(addr) => inner.members.insert(node.clone(), addr),
             None => inner.members.remove(node),

@@ -42,6 +42,12 @@ impl Digest {
         Self(XxHash3_128::oneshot(buffer))
     }
 
+    /// Returns the low half, to find differences by; whether there are any is told by the whole.
+    #[must_use]
+    pub(crate) fn half(self) -> u64 {
+        u64::from_le_bytes(self.0.to_le_bytes()[..8].try_into().expect("8 of 16 bytes"))
+    }
+
     /// Adds the hash of a record that is now held.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {

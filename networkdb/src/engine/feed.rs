@@ -22,6 +22,8 @@ use crate::wire::BatchWriter;
 
 /// How long nothing is written before feeds are closed.
 const IDLE: Duration = Duration::from_millis(50);
+/// A feed that has not got on for so long keeps no writer waiting.
+const STUCK: Duration = Duration::from_millis(50);
 /// How long a peer whose feed broke is left to digests.
 const BROKEN: Duration = Duration::from_secs(1);
 
@@ -43,6 +45,8 @@ struct Feed {
     stream: StreamId,
     /// Position of the next write to be sent.
     next: u64,
+    /// When it last got on.
+    moved: Instant,
 }
 
 impl Feeds {
@@ -139,7 +143,13 @@ impl Engine {
         match opened {
             Some(stream) => {
                 let next = queue.feeds.base;
-                queue.feeds.open.insert(peer, Feed { stream, next });
+                let moved = now;
+                let feed = Feed {
+                    stream,
+                    next,
+                    moved,
+                };
+                queue.feeds.open.insert(peer, feed);
                 self.stats.feeds_opened += 1;
             }
             None => {
@@ -171,7 +181,8 @@ impl Engine {
         };
         let queue = self.pushes.network_mut(network)?;
         let mut feeds = queue.feeds.open.values_mut();
-        feeds.find(|feed| feed.stream == id)?.next = end;
+        let feed = feeds.find(|feed| feed.stream == id)?;
+        (feed.next, feed.moved) = (end, now);
         // Nothing in it was still what was written: go on with the next.
         if frame.is_empty() {
             return self.next_feed_frame(id, network, now);
@@ -213,6 +224,33 @@ impl Engine {
         queue.own = own;
         queue.feeds.frames.insert(next, (end, frame.clone()));
         Some((end, frame))
+    }
+
+    /// Whether writers should wait a moment, because feeds get on and a lot waits for them.
+    ///
+    /// Not for a peer that reads nothing: its feed is given up when the queue is full.
+    #[must_use]
+    pub fn is_congested(&self, now: Instant) -> bool {
+        let enough = self.config.push_queue_max / 2;
+        self.pushes.networks().any(|queue| {
+            let mut open = queue.feeds.open.values();
+            let gets_on = |feed: &Feed| now.saturating_duration_since(feed.moved) < STUCK;
+            !queue.feeds.is_empty() && queue.own.len() >= enough && open.all(gets_on)
+        })
+    }
+
+    /// Gives up the feeds that are furthest behind, because the queue is full.
+    pub(crate) fn break_slowest_feeds(&mut self, network: &NetworkId, now: Instant) {
+        let Some(queue) = self.pushes.network_mut(network) else {
+            return;
+        };
+        let first = queue.feeds.open.values().map(|feed| feed.next).min();
+        let slowest = queue.feeds.open.values();
+        let slowest = slowest.filter(|feed| Some(feed.next) == first);
+        let streams: Vec<StreamId> = slowest.map(|feed| feed.stream).collect();
+        for stream in streams {
+            self.abandon_stream(stream, "the other node does not keep up", now);
+        }
     }
 
     /// A feed has ended; one that broke is left to digests for a while.

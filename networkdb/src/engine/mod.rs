@@ -103,6 +103,8 @@ pub struct Roster {
 #[derive(Debug, Default)]
 struct RosterInner {
     members: BTreeMap<NodeId, SocketAddr>,
+    /// The same addresses in a row, to draw some of them; `None` when it has to be made anew.
+    drawn_from: Option<Vec<(NodeId, SocketAddr)>>,
     attached: BTreeMap<NetworkId, BTreeSet<NodeId>>,
 }
 
@@ -292,6 +294,7 @@ impl Engine {
                 }
                 Message::PushPull(_)
                 | Message::Offer(_)
+                | Message::Narrow(_)
                 | Message::Ranges(_)
                 | Message::SyncEnd { .. } => self.stats.skipped_unknown += 1,
             }

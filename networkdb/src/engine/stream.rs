@@ -74,6 +74,10 @@ impl Streams {
         self.open.get_mut(&id)
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Stream> {
+        self.open.values()
+    }
+
     /// The streams that this node has opened.
     pub(crate) fn outgoing(&self) -> impl Iterator<Item = (StreamId, &Stream)> {
         let all = self.open.iter().map(|(id, stream)| (*id, stream));
@@ -161,6 +165,7 @@ impl Engine {
         match message {
             Message::PushPull(part) => self.push_pull_received(id, &part, now),
             Message::Offer(offer) => self.offer_received(id, offer, now),
+            Message::Narrow(narrow) => self.narrow_received(id, narrow, now),
             Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
             Message::Records(records) => self.records_received(id, &records, now),
             Message::SyncEnd { network } => self.sync_end_received(id, &network, now),

@@ -11,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,13 +19,21 @@ use rand::RngExt as _;
 
 use super::broadcast::Scope;
 use super::event::{Digest, TableRecord, record_digest};
-use super::ranges::{bounds, differing, offer_of};
-use super::stream::{FRAME_BYTES, Purpose, StreamId};
+use super::ranges::{bounds, differing, differing_in, narrowed, narrowed_again, offer_of};
+use super::stream::{FRAME_BYTES, Purpose, Stream, StreamId};
 use super::table::{RecordRef, Table, range_of};
 use super::{Engine, Output, Source, TimerKind};
-use crate::id::{LamportTime, NetworkId, NodeId};
-use crate::wire::{Message, Offer, RANGE_BITS_MAX, Ranges, TableDigest, TableRanges};
+use crate::id::{LamportTime, NetworkId, NodeId, TableName};
+use crate::wire::{
+    Message, Narrow, Offer, RANGE_BITS_MAX, Ranges, TableDigest, TableNarrow, TableRanges,
+};
 
+/// How long a difference is left to an open feed.
+const FEED_HOLDS: Duration = Duration::from_secs(3);
+/// How often ranges that differ are cut: by the answerer, then by the opener.
+const NARROWINGS: u8 = 2;
+/// Digests in one message that narrows, unless one table has more.
+const NARROW_DIGESTS: usize = 16 * 1_024;
 /// Range digests in one offer message.
 const OFFER_RANGES: usize = 1 << RANGE_BITS_MAX;
 
@@ -38,6 +47,8 @@ pub(crate) struct NetworkSync {
     first_until: Option<Instant>,
     /// When the first sync was done.
     first_synced: Option<Instant>,
+    /// Since when a difference is left to feeds.
+    differs_since: Option<Instant>,
 }
 
 impl NetworkSync {
@@ -51,6 +62,8 @@ impl NetworkSync {
 enum Phase {
     /// Offers are being sent or received.
     Offer,
+    /// The answerer has cut what differs and waits for the opener to do the same.
+    Narrow,
     /// Records are being received.
     Receive,
     /// Records are being sent.
@@ -66,6 +79,8 @@ pub(crate) struct Sync {
     phase: Phase,
     offered: Vec<TableDigest>,
     ranges: Vec<TableRanges>,
+    /// What the opener has cut so far.
+    narrow: Vec<TableNarrow>,
     /// Hashes of the records received, sorted before sending starts.
     received: Vec<Digest>,
     cursor: Cursor,
@@ -86,6 +101,7 @@ impl Sync {
             phase: Phase::Offer,
             offered: Vec::new(),
             ranges: Vec::new(),
+            narrow: Vec::new(),
             received: Vec::new(),
             cursor: Cursor::default(),
         }
@@ -161,19 +177,39 @@ impl Engine {
         digest: Digest,
         now: Instant,
     ) {
-        let Some(local) = self.networks.get(network) else {
+        let Some(local) = self.networks.get_mut(network) else {
             self.stats.refused_network += 1;
             return;
         };
         if local.tables.digest() == digest {
+            local.sync.differs_since = None;
             self.stats.digests_equal += 1;
             return;
         }
         self.stats.digests_different += 1;
         let addr = self.roster.addr(node);
-        if let Some(addr) = addr.filter(|_| self.attachments.is_attached(network, node)) {
+        if let Some(addr) = addr.filter(|_| self.attachments.is_attached(network, node))
+            && !self.will_be_equal(network, now)
+        {
             self.start_sync(network, addr, now);
         }
+    }
+
+    /// Whether something is under way that may make the difference go away by itself: a sync with anybody, or a feed,
+    /// though no feed keeps syncs away for long.
+    fn will_be_equal(&mut self, network: &NetworkId, now: Instant) -> bool {
+        let is_sync = |stream: &Stream| matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network);
+        if self.streams.all().any(is_sync) {
+            return true;
+        }
+        let is_feed =
+            |stream: &Stream| matches!(&stream.purpose, Purpose::Feed(fed) if fed == network);
+        let is_fed = self.streams.all().any(is_feed);
+        let local = self.networks.get_mut(network).filter(|_| is_fed);
+        local.is_some_and(|local| {
+            let since = *local.sync.differs_since.get_or_insert(now);
+            now.saturating_duration_since(since) < FEED_HOLDS
+        })
     }
 
     fn is_syncing(&self, network: &NetworkId) -> bool {
@@ -245,10 +281,7 @@ impl Engine {
     }
 
     fn offer_frames(&self, network: &NetworkId, now: Instant) -> VecDeque<Bytes> {
-        let tables = self
-            .networks
-            .get(network)
-            .map_or(Vec::new(), |local| local.tables.tables());
+        let tables = self.local_tables(network);
         let mut offer = Offer {
             network: network.clone(),
             node: self.me.clone(),
@@ -309,20 +342,89 @@ impl Engine {
         }
         let network = offer.network;
         let offered = std::mem::take(&mut sync.offered);
-        let tables = self
-            .networks
-            .get(&network)
-            .map_or(Vec::new(), |local| local.tables.tables());
-        let ranges = differing(&tables, &offered);
+        let tables = self.local_tables(&network);
+        let (mut narrow, mut rest) = (Vec::new(), Vec::new());
+        for differing in differing(&tables, &offered) {
+            let table = tables.iter().find(|ours| *ours.name() == differing.table);
+            match table.and_then(|table| narrowed(table, &differing, NARROWINGS)) {
+                Some(narrowed) => narrow.push(narrowed),
+                None => rest.push(differing),
+            }
+        }
+        if narrow.is_empty() {
+            self.send_ranges(id, &network, rest, now);
+        } else {
+            let frames = narrow_frames(&network, narrow);
+            self.set_phase(id, Phase::Narrow, rest, frames);
+        }
+    }
+
+    fn local_tables(&self, network: &NetworkId) -> Vec<Arc<Table>> {
+        let local = self.networks.get(network);
+        local.map_or(Vec::new(), |local| local.tables.tables())
+    }
+
+    /// Tells the other side in which ranges the records differ; ours of them follow.
+    fn send_ranges(
+        &mut self,
+        id: StreamId,
+        network: &NetworkId,
+        ranges: Vec<TableRanges>,
+        now: Instant,
+    ) {
         let answer = Message::Ranges(Ranges {
             network: network.clone(),
             node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
-            attachments: self.attachments.export(&network, self.millis(now)),
+            attachments: self.attachments.export(network, self.millis(now)),
             tables: ranges.clone(),
         });
-        self.set_phase(id, Phase::Send, ranges, Some(answer.encode()));
+        self.set_phase(id, Phase::Send, ranges, vec![answer.encode()]);
+    }
+
+    /// Ranges that differ, cut into smaller ones: the opener cuts them once more, then the answerer knows enough.
+    pub(crate) fn narrow_received(&mut self, id: StreamId, narrow: Narrow, now: Instant) {
+        let tables = self.local_tables(&narrow.network);
+        let expected = match id {
+            StreamId::Outgoing(_) => Phase::Offer,
+            StreamId::Incoming(_) => Phase::Narrow,
+        };
+        let sync = self
+            .sync_mut(id)
+            .filter(|sync| sync.phase == expected && sync.network == narrow.network);
+        let Some(sync) = sync else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let find = |name: &TableName| tables.iter().find(|ours| ours.name() == name);
+        match id {
+            StreamId::Outgoing(_) => {
+                let again = narrow.tables.iter().filter_map(|theirs| {
+                    let table = find(&theirs.differing.table)?;
+                    narrowed_again(table, theirs)
+                });
+                sync.narrow.extend(again);
+                if !narrow.more {
+                    let again = std::mem::take(&mut sync.narrow);
+                    let frames = narrow_frames(&narrow.network, again);
+                    if let Some(stream) = self.streams.get_mut(id) {
+                        stream.outbox.extend(frames);
+                    }
+                }
+            }
+            StreamId::Incoming(_) => {
+                let smaller = narrow.tables.iter().filter_map(|theirs| {
+                    let table = find(&theirs.differing.table)?;
+                    Some(differing_in(table, theirs)).filter(|found| !found.ranges.is_empty())
+                });
+                sync.ranges.extend(smaller);
+                if !narrow.more {
+                    let ranges = std::mem::take(&mut sync.ranges);
+                    self.send_ranges(id, &narrow.network, ranges, now);
+                }
+            }
+        }
     }
 
     fn set_phase(
@@ -330,12 +432,12 @@ impl Engine {
         id: StreamId,
         phase: Phase,
         ranges: Vec<TableRanges>,
-        frame: Option<Bytes>,
+        frames: Vec<Bytes>,
     ) {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        stream.outbox.extend(frame);
+        stream.outbox.extend(frames);
         if let Purpose::Sync(sync) = &mut stream.purpose {
             sync.phase = phase;
             sync.ranges = ranges;
@@ -371,7 +473,7 @@ impl Engine {
             self.abandon_stream(id, "the other node broke the protocol", now);
             return;
         }
-        self.set_phase(id, Phase::Receive, ranges.tables, None);
+        self.set_phase(id, Phase::Receive, ranges.tables, Vec::new());
     }
 
     fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
@@ -437,7 +539,7 @@ impl Engine {
                 stream.closing = true;
                 return;
             }
-            (_, Phase::Offer | Phase::Receive | Phase::Send | Phase::Done) => {}
+            (_, Phase::Offer | Phase::Narrow | Phase::Receive | Phase::Send | Phase::Done) => {}
         }
         self.abandon_stream(id, "the other node broke the protocol", now);
     }
@@ -514,6 +616,7 @@ impl Engine {
         if is_done {
             self.stats.syncs_completed += 1;
             if let Some(local) = self.networks.get_mut(&sync.network) {
+                local.sync.differs_since = None;
                 local.sync.first_synced.get_or_insert(now);
             }
         } else {
@@ -532,12 +635,40 @@ impl Engine {
     }
 }
 
+/// Narrowed tables in messages of bounded size; one at least.
+fn narrow_frames(network: &NetworkId, tables: Vec<TableNarrow>) -> Vec<Bytes> {
+    let mut parts = vec![Vec::new()];
+    let mut digests = 0;
+    for table in tables {
+        if digests > 0 && digests + table.digests.len() > NARROW_DIGESTS {
+            parts.push(Vec::new());
+            digests = 0;
+        }
+        digests += table.digests.len();
+        if let Some(part) = parts.last_mut() {
+            part.push(table);
+        }
+    }
+    let last = parts.len() - 1;
+    let message = |(at, tables)| {
+        let network = network.clone();
+        let more = at < last;
+        Message::Narrow(Narrow {
+            network,
+            tables,
+            more,
+        })
+        .encode()
+    };
+    parts.into_iter().enumerate().map(message).collect()
+}
+
 /// The table, where to go on in its current range, where that ends, and the cut; `None` when all ranges are done.
 fn next_range(
     ranges: &TableRanges,
     cursor: &mut Cursor,
-    table: &std::sync::Arc<Table>,
-) -> Option<(std::sync::Arc<Table>, u64, Option<u64>, u8)> {
+    table: &Arc<Table>,
+) -> Option<(Arc<Table>, u64, Option<u64>, u8)> {
     let (range, bits) = if ranges.ranges.is_empty() {
         ((cursor.range == 0).then_some(0)?, 0)
     } else {
@@ -545,7 +676,7 @@ fn next_range(
     };
     let (first, end) = bounds(range, bits);
     let from = cursor.position.unwrap_or(first);
-    Some((std::sync::Arc::clone(table), from, end, bits))
+    Some((Arc::clone(table), from, end, bits))
 }
 
 fn has(received: &[Digest], record: &TableRecord) -> bool {

@@ -20,6 +20,7 @@ use parking_lot::RwLock;
 
 use self::slots::{BUCKET_ENTRIES, DEPTH_MAX, Kind, Slot, Slots, expires_of, new_slot};
 use super::event::{Body, Digest, key_hash};
+use super::ranges::bounds;
 use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
 
 mod slots;
@@ -373,6 +374,34 @@ impl Table {
                 let range = &mut digests[range_of(slot.hash(), bits)];
                 *range = range.plus(self.digest_of(slot));
             }
+        }
+        digests
+    }
+
+    /// Returns the digests of the 2^`step` ranges that one of 2^`bits` is cut into.
+    #[must_use]
+    pub(crate) fn digests_within(&self, range: u32, bits: u8, step: u8) -> Vec<Digest> {
+        let slots = self.slots.read();
+        let (first, end) = bounds(range, bits);
+        let finest = bits + step;
+        let mut digests = vec![Digest::default(); 1 << step];
+        let offset = usize::try_from(range).expect("a range fits") << step;
+        let mut next = Some(first);
+        while let Some(from) = next.filter(|from| end.is_none_or(|end| *from < end)) {
+            let bucket = slots.bucket(from);
+            if bucket.depth >= finest {
+                let sum = &mut digests[range_of(from, finest) - offset];
+                *sum = sum.plus(bucket.digest);
+            } else {
+                let inside = bucket.slots.iter().filter(|slot| {
+                    slot.counted && range_of(slot.hash(), bits) == range_of(from, bits)
+                });
+                for slot in inside {
+                    let sum = &mut digests[range_of(slot.hash(), finest) - offset];
+                    *sum = sum.plus(self.digest_of(slot));
+                }
+            }
+            next = slots.range_end(from, bucket.depth);
         }
         digests
     }

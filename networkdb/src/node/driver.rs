@@ -146,8 +146,10 @@ impl Driver {
             let timers = &self.state.timers;
             let deadline = timers.first_key_value().map(|((at, _), _)| *at);
             let deadline = deadline.into_iter().chain(self.report.due).min();
+            // Writers wait while what they have written is on its way to peers that are reading it.
+            let is_open = !self.engine.is_congested(now());
             tokio::select! {
-                command = self.commands.recv() => match command {
+                command = self.commands.recv(), if is_open => match command {
                     Some(Command::Close(done)) => break Some(done),
                     Some(command) => {
                         self.command(command).await;

@@ -9,10 +9,10 @@ use prost::encoding::{WireType, encode_key, encode_varint, int32};
 use super::batch;
 use super::proto::{self, MessageType};
 use super::{
-    AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message,
-    NODE_RANGE_BITS_MAX, NetworkId, NodeDigests, NodeId, NodeRanges, NodeRecord, Offer, PushPull,
-    RANGE_BITS_MAX, Ranges, Stamp, TableDigest, TableName, TableRanges, TableRecord, WireError,
-    WriteKind,
+    AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message, NARROW_BITS_MAX,
+    NODE_RANGE_BITS_MAX, Narrow, NetworkId, NodeDigests, NodeId, NodeRanges, NodeRecord, Offer,
+    PushPull, RANGE_BITS_MAX, Ranges, STEP_BITS_MAX, Stamp, TableDigest, TableName, TableNarrow,
+    TableRanges, TableRecord, WireError, WriteKind,
 };
 use crate::id::Version;
 
@@ -48,6 +48,7 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
             Message::Records(records(proto::BulkSyncMessage::decode(data)?.payload)?)
         }
         MessageType::SyncOffer => Message::Offer(offer(proto::SyncOffer::decode(data)?)?),
+        MessageType::SyncNarrow => Message::Narrow(narrow(proto::SyncNarrow::decode(data)?)?),
         MessageType::SyncRanges => Message::Ranges(ranges(proto::SyncRanges::decode(data)?)?),
         MessageType::SyncEnd => Message::SyncEnd {
             network: NetworkId::new(proto::SyncEnd::decode(data)?.network_id)?,
@@ -108,6 +109,7 @@ pub(super) fn encode(message: &Message) -> Bytes {
         ),
         Message::PushPull(part) => pack(MessageType::PushPull, &push_pull_of(part)),
         Message::Offer(offer) => pack(MessageType::SyncOffer, &offer_of(offer)),
+        Message::Narrow(narrow) => pack(MessageType::SyncNarrow, &narrow_of(narrow)),
         Message::Ranges(ranges) => pack(MessageType::SyncRanges, &ranges_of(ranges)),
         Message::SyncEnd { network } => pack(
             MessageType::SyncEnd,
@@ -410,20 +412,82 @@ fn records(payload: Bytes) -> Converted<Vec<TableRecord>> {
     compound.messages.into_iter().map(record).collect()
 }
 
-fn range_bits(bits: u32) -> Converted<u8> {
+fn range_bits(bits: u32, max: u8) -> Converted<u8> {
     match u8::try_from(bits) {
-        Ok(bits) if bits <= RANGE_BITS_MAX => Ok(bits),
+        Ok(bits) if bits <= max => Ok(bits),
         Ok(_) | Err(_) => Err(WireError::Field { field: "bits" }),
     }
 }
 
+/// Low halves of digests, 8 bytes each.
+fn halves(bytes: &[u8]) -> Converted<Vec<u64>> {
+    let half = |bytes: &[u8]| {
+        let bytes = bytes.try_into();
+        let bytes = bytes.map_err(|_| WireError::Field { field: "digests" })?;
+        Ok(u64::from_be_bytes(bytes))
+    };
+    bytes.chunks(8).map(half).collect()
+}
+
+fn halves_bytes(halves: &[u64]) -> Bytes {
+    let bytes = halves.iter().flat_map(|half| half.to_be_bytes());
+    bytes.collect::<Vec<u8>>().into()
+}
+
+fn narrow(message: proto::SyncNarrow) -> Converted<Narrow> {
+    let table = |table: proto::sync_narrow::Table| {
+        let step = range_bits(table.step, STEP_BITS_MAX)?;
+        let bits = range_bits(table.bits, NARROW_BITS_MAX - step)?;
+        let digests = halves(&table.digests)?;
+        if table.ranges.is_empty() || digests.len() != table.ranges.len() << step {
+            return Err(WireError::Field { field: "digests" });
+        }
+        Ok(TableNarrow {
+            differing: checked_ranges(table.table_name, bits, table.ranges)?,
+            step,
+            digests,
+        })
+    };
+    Ok(Narrow {
+        network: NetworkId::new(message.network_id)?,
+        tables: message
+            .tables
+            .into_iter()
+            .map(table)
+            .collect::<Converted<_>>()?,
+        more: message.more,
+    })
+}
+
+fn narrow_of(narrow: &Narrow) -> proto::SyncNarrow {
+    let table = |table: &TableNarrow| proto::sync_narrow::Table {
+        table_name: table.differing.table.to_string(),
+        bits: table.differing.bits.into(),
+        ranges: table.differing.ranges.clone(),
+        step: table.step.into(),
+        digests: halves_bytes(&table.digests),
+    };
+    proto::SyncNarrow {
+        network_id: narrow.network.to_string(),
+        tables: narrow.tables.iter().map(table).collect(),
+        more: narrow.more,
+    }
+}
+
+fn checked_ranges(table: String, bits: u8, ranges: Vec<u32>) -> Converted<TableRanges> {
+    if ranges.iter().any(|range| range >> bits != 0) {
+        return Err(WireError::Field { field: "ranges" });
+    }
+    Ok(TableRanges {
+        table: TableName::new(table)?,
+        bits,
+        ranges,
+    })
+}
+
 fn table_digest(message: &proto::TableDigest) -> Converted<TableDigest> {
-    let bits = range_bits(message.bits)?;
-    let ranges: Vec<Digest> = message
-        .ranges
-        .chunks(16)
-        .map(digest)
-        .collect::<Converted<_>>()?;
+    let bits = range_bits(message.bits, RANGE_BITS_MAX)?;
+    let ranges = halves(&message.ranges)?;
     if ranges.len() != 1 << bits {
         return Err(WireError::Field { field: "ranges" });
     }
@@ -456,7 +520,7 @@ fn offer_of(offer: &Offer) -> proto::SyncOffer {
         table_name: table.table.to_string(),
         digest: digest_bytes(table.digest),
         bits: table.bits.into(),
-        ranges: digests_bytes(&table.ranges),
+        ranges: halves_bytes(&table.ranges),
     };
     proto::SyncOffer {
         network_id: offer.network.to_string(),
@@ -470,15 +534,8 @@ fn offer_of(offer: &Offer) -> proto::SyncOffer {
 }
 
 fn table_ranges(message: proto::sync_ranges::TableRanges) -> Converted<TableRanges> {
-    let bits = range_bits(message.bits)?;
-    if message.ranges.iter().any(|range| range >> bits != 0) {
-        return Err(WireError::Field { field: "ranges" });
-    }
-    Ok(TableRanges {
-        table: TableName::new(message.table_name)?,
-        bits,
-        ranges: message.ranges,
-    })
+    let bits = range_bits(message.bits, NARROW_BITS_MAX)?;
+    checked_ranges(message.table_name, bits, message.ranges)
 }
 
 fn ranges(message: proto::SyncRanges) -> Converted<Ranges> {

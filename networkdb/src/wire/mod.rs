@@ -71,6 +71,8 @@ pub enum Message {
     PushPull(PushPull),
     /// Opens a sync.
     Offer(Offer),
+    /// Cuts what differs into smaller ranges.
+    Narrow(Narrow),
     /// Answers an offer.
     Ranges(Ranges),
     /// Records of a sync.
@@ -132,8 +134,30 @@ pub struct TableDigest {
     pub digest: Digest,
     /// How many leading bits of the key's hash name a range.
     pub bits: u8,
-    /// One digest a range.
-    pub ranges: Vec<Digest>,
+    /// The low half of the digest of each range.
+    pub ranges: Vec<u64>,
+}
+
+/// Ranges of one table that differ, cut into smaller ones.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TableNarrow {
+    /// The ranges that differ.
+    pub differing: TableRanges,
+    /// Each is cut into 2^`step` ranges.
+    pub step: u8,
+    /// The low half of the digest of each of those, in order.
+    pub digests: Vec<u64>,
+}
+
+/// Ranges of a network that differ, cut into smaller ones.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Narrow {
+    /// The network.
+    pub network: NetworkId,
+    /// What differs.
+    pub tables: Vec<TableNarrow>,
+    /// Another part follows.
+    pub more: bool,
 }
 
 /// First message of a sync.
@@ -194,8 +218,12 @@ pub struct Decoded {
     pub malformed: u64,
 }
 
-/// The most ranges a table is cut into, as a power of two.
+/// The most ranges a table is cut into by an offer, as a power of two.
 pub const RANGE_BITS_MAX: u8 = 12;
+/// The most ranges a table is cut into at all, as a power of two.
+pub const NARROW_BITS_MAX: u8 = 24;
+/// The most ranges one range is cut into, as a power of two.
+pub const STEP_BITS_MAX: u8 = 6;
 
 /// The most ranges that nodes are cut into, as a power of two.
 pub const NODE_RANGE_BITS_MAX: u8 = 8;

@@ -269,7 +269,7 @@ fn sync_messages_survive_the_wire() {
             table: TableName::new("t").unwrap(),
             digest: Digest(3),
             bits: 1,
-            ranges: vec![Digest(1), Digest(2)],
+            ranges: vec![1, 2],
         }],
         more: false,
     };
@@ -287,6 +287,19 @@ fn sync_messages_survive_the_wire() {
     };
     for message in [
         Message::Offer(offer),
+        Message::Narrow(Narrow {
+            network: NetworkId::new("net").unwrap(),
+            tables: vec![TableNarrow {
+                differing: TableRanges {
+                    table: TableName::new("t").unwrap(),
+                    bits: 6,
+                    ranges: vec![5, 63],
+                },
+                step: 1,
+                digests: vec![1, u64::MAX, 3, 4],
+            }],
+            more: true,
+        }),
         Message::Ranges(ranges),
         Message::Records(vec![record(Body::Stub), record(Body::Tombstone)]),
     ] {

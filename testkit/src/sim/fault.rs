@@ -234,8 +234,9 @@ impl Swarm {
                 world.act(&Op::Rate(node, rate))?;
             }
             for network in 0..self.size.networks {
-                // About three networks a node, or all when there are fewer.
-                let share = 3.0 / self.size.networks as f64;
+                // About three networks a node, or all when there are fewer, or one when there are many.
+                let networks = self.size.networks as f64;
+                let share = if networks < 50.0 { 3.0 } else { 1.0 } / networks;
                 if self.rng.random_bool(share.min(0.8)) {
                     world.act(&Op::Attach(node, network))?;
                 }
