@@ -18,7 +18,7 @@ use super::Engine;
 use super::broadcast::{EntryQueue, Left};
 use super::stream::{FRAME_BYTES, Purpose, StreamId};
 use crate::id::NetworkId;
-use crate::wire::BatchWriter;
+use crate::wire::{self, BatchWriter};
 
 /// How long nothing is written before feeds are closed.
 const IDLE: Duration = Duration::from_millis(50);
@@ -218,7 +218,7 @@ impl Engine {
         let frame = if batch.count() == 0 {
             Bytes::new()
         } else {
-            batch.finish()
+            wire::compressed(batch.finish())
         };
         let queue = self.pushes.network_mut(network)?;
         queue.own = own;

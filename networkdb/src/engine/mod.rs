@@ -19,7 +19,7 @@
 //! | `broadcast` | who is sent an event, and when |
 //! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
-//! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
+//! | `stream`, `sync`, `session`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
 //! | `health` | how late this node itself is |
@@ -56,6 +56,7 @@ mod ranges;
 mod reap;
 mod refute;
 mod seen;
+mod session;
 mod standing;
 mod store;
 mod stream;

@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::exchange::Exchange;
-use super::sync::Sync;
+use super::session::Sync;
 use super::{Engine, Output, TimerKind};
 use crate::id::NetworkId;
 use crate::wire::{self, Message};
@@ -148,7 +148,7 @@ impl Engine {
             return;
         };
         stream.heard = now;
-        let decoded = wire::decode(payload);
+        let decoded = wire::decode_frame(payload);
         self.stats.skipped_unknown += decoded.unknown;
         self.stats.refused_malformed += decoded.malformed;
         if decoded.malformed > 0 {
@@ -218,6 +218,7 @@ impl Engine {
                 return;
             };
             stream.in_flight += 1;
+            let payload = wire::compressed(payload);
             self.outputs.push_back(Output::SendFrame {
                 stream: id,
                 payload,

@@ -53,7 +53,7 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
         MessageType::SyncEnd => Message::SyncEnd {
             network: NetworkId::new(proto::SyncEnd::decode(data)?.network_id)?,
         },
-        MessageType::Invalid | MessageType::Compound => {
+        MessageType::Invalid | MessageType::Compound | MessageType::Compressed => {
             return Err(WireError::Field { field: "type" });
         }
     })

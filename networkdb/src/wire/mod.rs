@@ -8,11 +8,13 @@ use bytes::Bytes;
 use prost::Message as _;
 
 pub(crate) use batch::BatchWriter;
+pub use compress::{compressed, decode_frame};
 
 use crate::engine::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind};
 use crate::id::{Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName};
 
 mod batch;
+mod compress;
 mod convert;
 pub mod frame;
 

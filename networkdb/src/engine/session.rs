@@ -1,0 +1,482 @@
+//! One sync of one network: find what differs, exchange that.
+//!
+//! The side that opened the stream offers who is attached and, for each table, one digest a range of key hashes. The other
+//! side cuts the ranges that differ, the opener cuts what differs of them once more (`ranges`); then the answerer says which
+//! are left and sends its records of them, and the opener sends back those of its records that it did not just receive. A
+//! difference costs the ranges it lies in.
+//!
+//! Relies on: frames of a stream arrive in order. Implements `docs/ALGORITHM.md`, section "Anti-entropy".
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::event::{Digest, TableRecord, record_digest};
+use super::ranges::{bounds, differing, differing_in, narrowed, narrowed_again, offer_of};
+use super::stream::{FRAME_BYTES, Purpose, StreamId};
+use super::table::{RecordRef, Table, range_of};
+use super::{Engine, Source};
+use crate::id::{LamportTime, NetworkId, TableName};
+use crate::wire::{
+    Message, Narrow, Offer, RANGE_BITS_MAX, Ranges, TableDigest, TableNarrow, TableRanges,
+};
+
+/// How often ranges that differ are cut: by the answerer, then by the opener.
+const NARROWINGS: u8 = 2;
+/// Digests in one message that narrows, unless one table has more.
+const NARROW_DIGESTS: usize = 16 * 1_024;
+/// Range digests in one offer message.
+const OFFER_RANGES: usize = 1 << RANGE_BITS_MAX;
+
+/// Where a sync stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// Offers are being sent or received.
+    Offer,
+    /// The answerer has cut what differs and waits for the opener to do the same.
+    Narrow,
+    /// Records are being received.
+    Receive,
+    /// Records are being sent.
+    Send,
+    /// Only the other side's end is missing.
+    Done,
+}
+
+/// One sync of one network.
+#[derive(Debug)]
+pub(crate) struct Sync {
+    pub network: NetworkId,
+    phase: Phase,
+    offered: Vec<TableDigest>,
+    ranges: Vec<TableRanges>,
+    /// What the opener has cut so far.
+    narrow: Vec<TableNarrow>,
+    /// Hashes of the records received, sorted before sending starts.
+    received: Vec<Digest>,
+    cursor: Cursor,
+}
+
+/// How far the records of the ranges have been sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cursor {
+    table: usize,
+    range: usize,
+    position: Option<u64>,
+}
+
+impl Sync {
+    pub(crate) fn new(network: NetworkId) -> Self {
+        Self {
+            network,
+            phase: Phase::Offer,
+            offered: Vec::new(),
+            ranges: Vec::new(),
+            narrow: Vec::new(),
+            received: Vec::new(),
+            cursor: Cursor::default(),
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) fn offer_frames(&self, network: &NetworkId, now: Instant) -> VecDeque<Bytes> {
+        let tables = self.local_tables(network);
+        let mut offer = Offer {
+            network: network.clone(),
+            node: self.me.clone(),
+            network_time: self.network_clock.now(),
+            table_time: self.table_clock.now(),
+            attachments: self.attachments.export(network, self.millis(now)),
+            tables: Vec::new(),
+            more: true,
+        };
+        let mut frames = VecDeque::new();
+        let mut ranges = 0;
+        for table in tables {
+            let digest = offer_of(&table);
+            if ranges > 0 && ranges + digest.ranges.len() > OFFER_RANGES {
+                frames.push_back(Message::Offer(offer.clone()).encode());
+                offer.attachments.clear();
+                offer.tables.clear();
+                ranges = 0;
+            }
+            ranges += digest.ranges.len();
+            offer.tables.push(digest);
+        }
+        offer.more = false;
+        frames.push_back(Message::Offer(offer).encode());
+        frames
+    }
+
+    pub(crate) fn offer_received(&mut self, id: StreamId, offer: Offer, now: Instant) {
+        let is_attached = self.networks.contains_key(&offer.network);
+        self.import_attachments(
+            &offer.attachments,
+            offer.network_time,
+            offer.table_time,
+            now,
+        );
+        let is_entitled = self.attachments.is_attached(&offer.network, &offer.node);
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        if matches!(stream.purpose, Purpose::Unknown) && matches!(id, StreamId::Incoming(_)) {
+            stream.purpose = Purpose::Sync(Box::new(Sync::new(offer.network.clone())));
+        }
+        let Purpose::Sync(sync) = &mut stream.purpose else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let is_expected = sync.phase == Phase::Offer
+            && sync.network == offer.network
+            && matches!(id, StreamId::Incoming(_));
+        let fits = sync.offered.len() + offer.tables.len() <= self.config.tables_max;
+        if !is_expected || !is_attached || !is_entitled || !fits {
+            self.abandon_stream(id, "the offer cannot be taken", now);
+            return;
+        }
+        sync.offered.extend(offer.tables);
+        if offer.more {
+            return;
+        }
+        let network = offer.network;
+        let offered = std::mem::take(&mut sync.offered);
+        let tables = self.local_tables(&network);
+        let (mut narrow, mut rest) = (Vec::new(), Vec::new());
+        for differing in differing(&tables, &offered) {
+            let table = tables.iter().find(|ours| *ours.name() == differing.table);
+            match table.and_then(|table| narrowed(table, &differing, NARROWINGS)) {
+                Some(narrowed) => narrow.push(narrowed),
+                None => rest.push(differing),
+            }
+        }
+        if narrow.is_empty() {
+            self.send_ranges(id, &network, rest, now);
+        } else {
+            let frames = narrow_frames(&network, narrow);
+            self.set_phase(id, Phase::Narrow, rest, frames);
+        }
+    }
+
+    fn local_tables(&self, network: &NetworkId) -> Vec<Arc<Table>> {
+        let local = self.networks.get(network);
+        local.map_or(Vec::new(), |local| local.tables.tables())
+    }
+
+    /// Tells the other side in which ranges the records differ; ours of them follow.
+    fn send_ranges(
+        &mut self,
+        id: StreamId,
+        network: &NetworkId,
+        ranges: Vec<TableRanges>,
+        now: Instant,
+    ) {
+        let answer = Message::Ranges(Ranges {
+            network: network.clone(),
+            node: self.me.clone(),
+            network_time: self.network_clock.now(),
+            table_time: self.table_clock.now(),
+            attachments: self.attachments.export(network, self.millis(now)),
+            tables: ranges.clone(),
+        });
+        self.set_phase(id, Phase::Send, ranges, vec![answer.encode()]);
+    }
+
+    /// Ranges that differ, cut into smaller ones: the opener cuts them once more, then the answerer knows enough.
+    pub(crate) fn narrow_received(&mut self, id: StreamId, narrow: Narrow, now: Instant) {
+        let tables = self.local_tables(&narrow.network);
+        let expected = match id {
+            StreamId::Outgoing(_) => Phase::Offer,
+            StreamId::Incoming(_) => Phase::Narrow,
+        };
+        let sync = self
+            .sync_mut(id)
+            .filter(|sync| sync.phase == expected && sync.network == narrow.network);
+        let Some(sync) = sync else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let find = |name: &TableName| tables.iter().find(|ours| ours.name() == name);
+        match id {
+            StreamId::Outgoing(_) => {
+                let again = narrow.tables.iter().filter_map(|theirs| {
+                    let table = find(&theirs.differing.table)?;
+                    narrowed_again(table, theirs)
+                });
+                sync.narrow.extend(again);
+                if !narrow.more {
+                    let again = std::mem::take(&mut sync.narrow);
+                    let frames = narrow_frames(&narrow.network, again);
+                    if let Some(stream) = self.streams.get_mut(id) {
+                        stream.outbox.extend(frames);
+                    }
+                }
+            }
+            StreamId::Incoming(_) => {
+                let smaller = narrow.tables.iter().filter_map(|theirs| {
+                    let table = find(&theirs.differing.table)?;
+                    Some(differing_in(table, theirs)).filter(|found| !found.ranges.is_empty())
+                });
+                sync.ranges.extend(smaller);
+                if !narrow.more {
+                    let ranges = std::mem::take(&mut sync.ranges);
+                    self.send_ranges(id, &narrow.network, ranges, now);
+                }
+            }
+        }
+    }
+
+    fn set_phase(
+        &mut self,
+        id: StreamId,
+        phase: Phase,
+        ranges: Vec<TableRanges>,
+        frames: Vec<Bytes>,
+    ) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        stream.outbox.extend(frames);
+        if let Purpose::Sync(sync) = &mut stream.purpose {
+            sync.phase = phase;
+            sync.ranges = ranges;
+        }
+    }
+
+    fn import_attachments(
+        &mut self,
+        attachments: &[super::AttachmentRecord],
+        network_time: LamportTime,
+        table_time: LamportTime,
+        now: Instant,
+    ) {
+        if !self.follow_clocks(network_time, table_time) {
+            return;
+        }
+        for attachment in attachments {
+            self.apply_attachment(attachment, now);
+        }
+    }
+
+    pub(crate) fn ranges_received(&mut self, id: StreamId, ranges: Ranges, now: Instant) {
+        self.import_attachments(
+            &ranges.attachments,
+            ranges.network_time,
+            ranges.table_time,
+            now,
+        );
+        let expected = self
+            .sync_mut(id)
+            .is_some_and(|sync| sync.phase == Phase::Offer && sync.network == ranges.network);
+        if !expected || !matches!(id, StreamId::Outgoing(_)) {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        }
+        self.set_phase(id, Phase::Receive, ranges.tables, Vec::new());
+    }
+
+    fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
+        match &mut self.streams.get_mut(id)?.purpose {
+            Purpose::Sync(sync) => Some(sync),
+            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Feed(_) => None,
+        }
+    }
+
+    pub(crate) fn records_received(&mut self, id: StreamId, records: &[TableRecord], now: Instant) {
+        if self.is_fed(id, records) {
+            for record in records {
+                self.receive_pushed(record, now);
+            }
+            return;
+        }
+        let Some(sync) = self.sync_mut(id) else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        let network = sync.network.clone();
+        if matches!(id, StreamId::Outgoing(_)) {
+            let hash = |record: &TableRecord| {
+                record_digest(&record.table, record.key.as_str(), &record.version)
+            };
+            sync.received.extend(records.iter().map(hash));
+        }
+        for record in records.iter().filter(|record| record.network == network) {
+            self.stats.sync_records_received += 1;
+            if !self.apply_record(record, Source::Sync, now) {
+                self.stats.sync_records_stale += 1;
+            }
+        }
+    }
+
+    /// Whether a stream is a feed of this node: one that begins with records.
+    fn is_fed(&mut self, id: StreamId, records: &[TableRecord]) -> bool {
+        let (Some(stream), StreamId::Incoming(_)) = (self.streams.get_mut(id), id) else {
+            return false;
+        };
+        if let (Purpose::Unknown, Some(first)) = (&stream.purpose, records.first()) {
+            stream.purpose = Purpose::Feed(first.network.clone());
+        }
+        matches!(stream.purpose, Purpose::Feed(_))
+    }
+
+    pub(crate) fn sync_end_received(&mut self, id: StreamId, network: &NetworkId, now: Instant) {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return;
+        };
+        let Purpose::Sync(sync) = &mut stream.purpose else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        match (id, sync.phase) {
+            (_, _) if sync.network != *network => {}
+            (StreamId::Outgoing(_), Phase::Receive) => {
+                sync.received.sort_unstable();
+                sync.phase = Phase::Send;
+                return;
+            }
+            (StreamId::Incoming(_), Phase::Done) => {
+                stream.closing = true;
+                return;
+            }
+            (_, Phase::Offer | Phase::Narrow | Phase::Receive | Phase::Send | Phase::Done) => {}
+        }
+        self.abandon_stream(id, "the other node broke the protocol", now);
+    }
+
+    /// Makes the next frame of records that a sync has to send, or its end.
+    pub(crate) fn next_sync_frame(&mut self, id: StreamId, now: Instant) -> Option<Bytes> {
+        let sync = self.sync_mut(id)?;
+        if sync.phase != Phase::Send {
+            return None;
+        }
+        let network = sync.network.clone();
+        let mut sync = std::mem::replace(sync, Sync::new(network));
+        let records = self.next_records(&mut sync, now);
+        let is_end = records.is_empty();
+        let message = if is_end {
+            sync.phase = Phase::Done;
+            Message::SyncEnd {
+                network: sync.network.clone(),
+            }
+        } else {
+            self.stats.sync_records_sent += records.len() as u64;
+            Message::Records(records)
+        };
+        let stream = self.streams.get_mut(id)?;
+        stream.purpose = Purpose::Sync(Box::new(sync));
+        // The side that opened the stream has the last word.
+        stream.closing |= is_end && matches!(id, StreamId::Outgoing(_));
+        Some(message.encode())
+    }
+
+    /// Collects records from where the sync stands until a frame is full.
+    fn next_records(&self, sync: &mut Sync, now: Instant) -> Vec<TableRecord> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let Some(local) = self.networks.get(&sync.network) else {
+            return records;
+        };
+        while bytes < FRAME_BYTES {
+            let Some(ranges) = sync.ranges.get(sync.cursor.table) else {
+                break;
+            };
+            let table = local.tables.table(&ranges.table);
+            let step = table.and_then(|table| next_range(ranges, &mut sync.cursor, &table));
+            let Some((table, from, end, bits)) = step else {
+                sync.cursor = Cursor {
+                    table: sync.cursor.table + 1,
+                    ..Cursor::default()
+                };
+                continue;
+            };
+            let mut take = |held: &RecordRef<'_>, hash: u64| {
+                if range_of(hash, bits) != range_of(from, bits) {
+                    return;
+                }
+                let record = self.export_record(&sync.network, table.name(), held, now);
+                if let Some(record) = record.filter(|record| !has(&sync.received, record)) {
+                    bytes += record_bytes(&record);
+                    records.push(record);
+                }
+            };
+            let next = table.walk_from(from, |held| take(held, held.hash()));
+            let is_inside = |next: &u64| end.is_none_or(|end| *next < end);
+            match next.filter(is_inside) {
+                Some(next) => sync.cursor.position = Some(next),
+                None => {
+                    sync.cursor.range += 1;
+                    sync.cursor.position = None;
+                }
+            }
+        }
+        records
+    }
+}
+
+/// Narrowed tables in messages of bounded size; one at least.
+fn narrow_frames(network: &NetworkId, tables: Vec<TableNarrow>) -> Vec<Bytes> {
+    let mut parts = vec![Vec::new()];
+    let mut digests = 0;
+    for table in tables {
+        if digests > 0 && digests + table.digests.len() > NARROW_DIGESTS {
+            parts.push(Vec::new());
+            digests = 0;
+        }
+        digests += table.digests.len();
+        if let Some(part) = parts.last_mut() {
+            part.push(table);
+        }
+    }
+    let last = parts.len() - 1;
+    let message = |(at, tables)| {
+        let network = network.clone();
+        let more = at < last;
+        Message::Narrow(Narrow {
+            network,
+            tables,
+            more,
+        })
+        .encode()
+    };
+    parts.into_iter().enumerate().map(message).collect()
+}
+
+/// The table, where to go on in its current range, where that ends, and the cut; `None` when all ranges are done.
+fn next_range(
+    ranges: &TableRanges,
+    cursor: &mut Cursor,
+    table: &Arc<Table>,
+) -> Option<(Arc<Table>, u64, Option<u64>, u8)> {
+    let (range, bits) = if ranges.ranges.is_empty() {
+        ((cursor.range == 0).then_some(0)?, 0)
+    } else {
+        (*ranges.ranges.get(cursor.range)?, ranges.bits)
+    };
+    let (first, end) = bounds(range, bits);
+    let from = cursor.position.unwrap_or(first);
+    Some((Arc::clone(table), from, end, bits))
+}
+
+fn has(received: &[Digest], record: &TableRecord) -> bool {
+    if received.is_empty() {
+        return false;
+    }
+    let hash = record_digest(&record.table, record.key.as_str(), &record.version);
+    received.binary_search(&hash).is_ok()
+}
+
+/// What a record takes in a frame, roughly.
+fn record_bytes(record: &TableRecord) -> usize {
+    let value = match &record.body {
+        super::Body::Value(value) => value.len(),
+        super::Body::Stub | super::Body::Tombstone => 0,
+    };
+    value
+        + record.key.as_str().len()
+        + record.table.as_str().len()
+        + record.network.as_str().len()
+        + record.version.owner.as_str().len()
+        + 48
+}
