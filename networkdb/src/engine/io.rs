@@ -139,6 +139,7 @@ pub(crate) enum TimerKind {
     AskSuspect(SwimTimer),
     Push,
     Digest(NetworkId),
+    DigestAgain(NetworkId),
     DigestRound,
     Compare,
     FirstSync(NetworkId),

@@ -308,6 +308,7 @@ impl Engine {
             TimerKind::AskSuspect(timer) => self.ask_suspect(timer, now),
             TimerKind::Push => self.push_timer(now),
             TimerKind::Digest(network) => self.digest_timer(&network, now),
+            TimerKind::DigestAgain(network) => self.digest_again(&network, now),
             TimerKind::DigestRound => self.digest_round(),
             TimerKind::Compare => self.compare_timer(),
             TimerKind::FirstSync(network) => self.try_first_sync(&network, now),

@@ -30,6 +30,8 @@ pub(crate) struct NetworkSync {
     /// When a record was last pushed or applied.
     touched: Option<Instant>,
     digest_timer_set: bool,
+    /// The digest will be sent once more.
+    again_timer_set: bool,
     /// The first sync is still to be done, by this time.
     first_until: Option<Instant>,
     /// When the first sync was done.
@@ -72,6 +74,31 @@ impl Engine {
             return;
         }
         local.sync.digest_timer_set = false;
+        let is_again_set = std::mem::replace(&mut local.sync.again_timer_set, true);
+        self.send_network_digest(network);
+        if !is_again_set {
+            self.schedule_digest_again(network);
+        }
+    }
+
+    fn schedule_digest_again(&mut self, network: &NetworkId) {
+        let jitter = self.rng.random_range(0.8..1.2);
+        let after = (self.config.digest_period / 3).mul_f64(jitter);
+        self.set_timer(after, TimerKind::DigestAgain(network.clone()));
+    }
+
+    /// Sends the digest once more some time after the last change, in case the first one was lost too.
+    pub(crate) fn digest_again(&mut self, network: &NetworkId, now: Instant) {
+        let soon = self.config.digest_period / 6;
+        let Some(local) = self.networks.get_mut(network) else {
+            return;
+        };
+        let touched = local.sync.touched;
+        if touched.is_some_and(|touched| now.saturating_duration_since(touched) < soon) {
+            self.schedule_digest_again(network);
+            return;
+        }
+        local.sync.again_timer_set = false;
         self.send_network_digest(network);
     }
 

@@ -118,8 +118,9 @@ impl Slot {
     }
 }
 
-/// Entries whose hashes begin with the same bits.
+/// Entries whose hashes begin with the same bits. One line of the processor's cache.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(super) struct Bucket {
     pub(super) depth: u8,
     /// Last byte of the hash of each of the first keys, so that others are not looked at.
