@@ -21,7 +21,7 @@ use crate::id::NetworkId;
 use crate::wire::{self, BatchWriter};
 
 /// How long nothing is written before feeds are closed.
-const IDLE: Duration = Duration::from_millis(50);
+const IDLE: Duration = Duration::from_millis(200);
 /// A feed that has not got on for so long keeps no writer waiting.
 const STUCK: Duration = Duration::from_millis(50);
 /// How long a peer whose feed broke is left to digests.

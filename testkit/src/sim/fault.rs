@@ -260,6 +260,14 @@ impl Swarm {
         self.rng.random_range(0..self.size.nodes)
     }
 
+    /// Mostly a node that is attached to the network, so that most writes are not refused.
+    fn writer(&mut self, network: usize, world: &World) -> usize {
+        let (first, is_any) = (self.node(), self.rng.random_bool(0.1));
+        let from_first = (0..self.size.nodes).map(|step| (first + step) % self.size.nodes);
+        let mut attached = from_first.filter(|node| world.model.is_attached(*node, network));
+        attached.next().filter(|_| !is_any).unwrap_or(first)
+    }
+
     fn pair(&mut self) -> (usize, usize) {
         let from = self.node();
         let to = (from + self.rng.random_range(1..self.size.nodes.max(2))) % self.size.nodes;
@@ -275,7 +283,7 @@ impl Swarm {
         }
         let network = self.rng.random_range(0..self.size.networks);
         let place = Place {
-            node: self.node(),
+            node: self.writer(network, world),
             network,
             key: self.rng.random_range(0..self.size.keys),
         };
