@@ -201,6 +201,33 @@ fn of_ten_thousand_updates_of_one_key_in_a_burst_the_last_arrives() {
 }
 
 #[test]
+fn values_larger_than_a_datagram_arrive_by_feeds_and_beside_batches() {
+    let mut sim = attached(Setup::new(8), 3);
+    let value = |number: usize| {
+        let bytes = if number.is_multiple_of(10) {
+            20_000
+        } else {
+            20
+        };
+        Bytes::from(vec![b'v'; bytes])
+    };
+    write_in(&mut sim, 0, &table(), 0..30, value);
+    let took = agree(&mut sim);
+    assert!(
+        took < Duration::from_millis(200),
+        "beside batches: {took:?}"
+    );
+    assert_eq!(sim.engine(0).stats().feeds_opened, 0);
+    write_in(&mut sim, 0, &table(), 100..2_100, value);
+    let took = agree(&mut sim);
+    assert!(took < Duration::from_millis(500), "by feeds: {took:?}");
+    assert!(sim.engine(0).stats().feeds_opened > 0);
+    let table = sim.table(2, &network(), &table());
+    assert_eq!(table["key-20"].len(), 20_000);
+    assert_eq!(table["key-2000"].len(), 20_000);
+}
+
+#[test]
 fn where_peers_are_too_many_for_feeds_a_queue_that_overflows_is_made_up_for_by_digests() {
     let mut setup = Setup::new(9);
     setup.config.push_direct_max = 4;
