@@ -201,6 +201,32 @@ fn of_ten_thousand_updates_of_one_key_in_a_burst_the_last_arrives() {
 }
 
 #[test]
+fn with_the_token_bucket_empty_push_keeps_to_its_rate_and_all_arrives() {
+    let mut setup = Setup::new(7);
+    setup.config.push_bytes_per_second = std::num::NonZeroUsize::new(20_000).unwrap();
+    setup.config.push_burst_bytes = 1_400;
+    setup.config.feed_from = 100_000;
+    let mut sim = attached(setup, 3);
+    // Digests would repair it all at once.
+    sim.set_conditions(testkit::sim::Conditions {
+        digest_loss: 1.0,
+        ..testkit::sim::Conditions::good()
+    });
+    let pushed = sum(&sim, |stats| stats.events_pushed);
+    write(&mut sim, 0, 0..5_000, "v");
+    sim.run_for(Duration::from_secs(1));
+    let pushed = (sum(&sim, |stats| stats.events_pushed) - pushed) / 2;
+    assert!((500..2_000).contains(&pushed), "{pushed} writes in 20 kB");
+    assert_eq!(sim.engine(0).stats().feeds_opened, 0);
+    agree(&mut sim);
+    assert_eq!(
+        sim.engine(0).network_stats(&network()).map(|s| s.queue),
+        Some(0)
+    );
+    assert_eq!(len(&sim, 2), 5_000);
+}
+
+#[test]
 fn values_larger_than_a_datagram_arrive_by_feeds_and_beside_batches() {
     let mut sim = attached(Setup::new(8), 3);
     let value = |number: usize| {
