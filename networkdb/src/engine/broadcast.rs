@@ -136,25 +136,27 @@ impl EntryQueue {
 /// Limits what one peer is sent by push, so that its socket keeps up.
 #[derive(Debug, Default)]
 struct TokenBucket {
-    bytes: u64,
+    /// Below zero is a packet that was larger than what was left: it has to be earned before the next.
+    bytes: i64,
     filled: Option<Instant>,
 }
 
 impl TokenBucket {
     fn fill(&mut self, config: &CheckedConfig, now: Instant) {
-        let burst = config.push_burst_bytes as u64;
+        let burst = i64::try_from(config.push_burst_bytes).unwrap_or(i64::MAX);
         let elapsed = self.filled.map(|at| now.saturating_duration_since(at));
         let rate = config.push_bytes_per_second.get() as u128;
         let more = elapsed.map_or(u128::MAX, |elapsed| elapsed.as_micros() * rate / 1_000_000);
         if more > 0 {
             self.filled = Some(now);
         }
-        let more = u64::try_from(more).unwrap_or(u64::MAX);
+        let more = i64::try_from(more).unwrap_or(i64::MAX);
         self.bytes = self.bytes.saturating_add(more).min(burst);
     }
 
     fn take(&mut self, bytes: usize) {
-        self.bytes = self.bytes.saturating_sub(bytes as u64);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 

@@ -276,6 +276,10 @@ impl Engine {
             queue.feeds.broken.insert(peer, now);
         }
         queue.trim_after_feed();
+        if queue.feeds.is_empty() {
+            // What the feeds did not bring was left to them for as long as they were open.
+            self.touch(network, now);
+        }
     }
 }
 

@@ -17,6 +17,8 @@ use super::{Down, Sim};
 /// Bytes of a forged datagram that imitates nothing.
 const NOISE_BYTES: usize = 120;
 
+/// Frames that fit the sockets of a connection; the sender of later ones waits until the other side has read some.
+const SOCKET_FRAMES: usize = 4;
 /// Connections that a host takes before its node has seen them, on top of those that the node may have open.
 const BACKLOG: usize = 64;
 
@@ -62,7 +64,10 @@ impl Sim {
                 Input::Timer(timer)
             }
             Happening::Accepted(stream, peer) => Input::StreamAccepted { stream, peer },
-            Happening::Frame(stream, payload) => Input::StreamFrame { stream, payload },
+            Happening::Frame(stream, payload) => {
+                self.read_frame(number, stream);
+                Input::StreamFrame { stream, payload }
+            }
             Happening::FrameSent(stream) => Input::FrameSent { stream },
             Happening::Closed(stream, error) => {
                 node.streams.remove(&stream);
@@ -164,6 +169,9 @@ impl Sim {
         if let Some(sent) = &mut self.sent {
             sent.push((from, to, payload.clone()));
         }
+        let Some(payload) = &self.meddled_datagram((from, to), payload) else {
+            return;
+        };
         if let Some(recorder) = &mut self.recorder {
             recorder.sent(to, payload, self.now);
         }
@@ -265,6 +273,8 @@ impl Sim {
             stream,
             busy_until,
             is_stalled: false,
+            unread: 0,
+            unsent: 0,
         };
         let near = end(to, far_run, far_stream, at);
         self.nodes[from].streams.insert(stream, near);
@@ -290,8 +300,12 @@ impl Sim {
         let Some(node) = self.nodes[from].streams.get(&stream).map(|far| far.node) else {
             return;
         };
+        if self.burn(from) {
+            return;
+        }
         let delay = self.network.delay(from, node, &mut self.rng);
         let is_cut = self.is_cut(from, node);
+        let payload = self.meddled_frame((from, node), payload);
         let Some(far) = self.nodes[from].streams.get_mut(&stream) else {
             return;
         };
@@ -299,10 +313,67 @@ impl Sim {
         far.busy_until = far.busy_until.max(self.now + delay);
         let (at, run, far_stream, is_stalled) =
             (far.busy_until, far.run, far.stream, far.is_stalled);
-        self.schedule(self.now, from, Happening::FrameSent(stream));
-        if !is_stalled {
-            self.queue
-                .push(at, (node, run), Happening::Frame(far_stream, payload));
+        let is_swallowed = payload.is_none();
+        far.unread += usize::from(!is_swallowed);
+        if far.unread > SOCKET_FRAMES {
+            far.unsent += 1;
+        } else {
+            self.schedule(self.now, from, Happening::FrameSent(stream));
+        }
+        if let Some(payload) = payload.filter(|_| !is_stalled) {
+            let what = Happening::Frame(far_stream, payload);
+            self.queue.push(at, (node, run), what);
+        }
+    }
+
+    /// A node reads a frame: the other side may send one more.
+    fn read_frame(&mut self, number: usize, stream: StreamId) {
+        let Some(near) = self.nodes[number].streams.get(&stream) else {
+            return;
+        };
+        let (sender, run, at_sender) = (near.node, near.run, near.stream);
+        if self.nodes[sender].run != run {
+            return;
+        }
+        let Some(far) = self.nodes[sender].streams.get_mut(&at_sender) else {
+            return;
+        };
+        far.unread = far.unread.saturating_sub(1);
+        if far.unsent > 0 {
+            far.unsent -= 1;
+            self.schedule(self.now, sender, Happening::FrameSent(at_sender));
+        }
+    }
+
+    /// Counts a frame of a node whose connections are to be reset; returns whether they are.
+    fn burn(&mut self, number: usize) -> bool {
+        match self.nodes[number].fuse {
+            None => false,
+            Some(0) => {
+                self.nodes[number].fuse = None;
+                self.reset_streams(number);
+                true
+            }
+            Some(left) => {
+                self.nodes[number].fuse = Some(left - 1);
+                false
+            }
+        }
+    }
+
+    /// Resets all connections of a node, seen by both sides.
+    pub(super) fn reset_streams(&mut self, number: usize) {
+        for (stream, far) in std::mem::take(&mut self.nodes[number].streams) {
+            let error = || Some("connection reset".to_owned());
+            if self.nodes[number].engine.is_some() {
+                self.schedule(self.now, number, Happening::Closed(stream, error()));
+            }
+            if self.network.is_blocked(number, far.node) {
+                continue;
+            }
+            let delay = self.network.delay(number, far.node, &mut self.rng);
+            let what = Happening::Closed(far.stream, error());
+            self.queue.push(self.now + delay, (far.node, far.run), what);
         }
     }
 

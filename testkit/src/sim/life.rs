@@ -81,14 +81,16 @@ impl Sim {
             Disk::Lost => None,
         };
         node.disk_before = None;
-        for far in std::mem::take(&mut self.nodes[number].streams).into_values() {
-            if self.network.is_blocked(number, far.node) {
-                continue;
-            }
-            let error = Some("connection reset".to_owned());
-            let delay = self.network.delay(number, far.node, &mut self.rng);
-            let what = Happening::Closed(far.stream, error);
-            self.queue.push(self.now + delay, (far.node, far.run), what);
+        node.fuse = None;
+        self.reset_streams(number);
+    }
+
+    /// Resets all connections of a node once it has sent so many more frames.
+    pub fn cut_after(&mut self, number: usize, frames: u32) {
+        if frames == 0 {
+            self.reset_streams(number);
+        } else {
+            self.nodes[number].fuse = Some(frames);
         }
     }
 

@@ -8,6 +8,7 @@
 //! | `queue` | what will happen |
 //! | `node` | one host: engine, clock, disk, what waits while it is stopped |
 //! | `net` | delay, loss, blocks, clogs, changed bytes, the eavesdropper |
+//! | `meddle` | what becomes of single messages: lost digests, other versions |
 //! | `drive` | does what engines want done |
 //! | `life` | start, crash, pause, join, leave |
 //! | `starve` | nodes that hardly get to run, and who is accused of it |
@@ -27,6 +28,7 @@ use rand::{RngExt as _, SeedableRng as _};
 mod drive;
 pub mod fault;
 mod life;
+mod meddle;
 mod net;
 mod node;
 mod queue;
@@ -34,6 +36,7 @@ pub mod starve;
 #[cfg(test)]
 mod tests;
 
+pub use meddle::{Meddler, Passing};
 pub use net::Conditions;
 pub use node::{Disk, RATE_TRUE};
 
@@ -110,6 +113,7 @@ pub struct Sim {
     by_addr: BTreeMap<SocketAddr, usize>,
     network: Network,
     recorder: Option<Recorder>,
+    meddler: Option<Meddler>,
     rng: StdRng,
     steps: u64,
     /// What an engine did that no engine may ever do.
@@ -144,6 +148,7 @@ impl Sim {
             nodes: Vec::new(),
             by_addr: BTreeMap::new(),
             recorder: None,
+            meddler: None,
             steps: 0,
             offence: None,
             downs: Vec::new(),
@@ -195,6 +200,7 @@ impl Sim {
             bootstrap: Vec::new(),
             timers: 0,
             met_twin: false,
+            fuse: None,
         });
         self.restart(number);
         number

@@ -25,6 +25,8 @@ pub struct Conditions {
     pub duplication: f64,
     /// Share of datagrams of which some bytes are changed.
     pub corruption: f64,
+    /// Share of datagrams with a digest that are lost, beside the others.
+    pub digest_loss: f64,
     /// Shortest time on the way.
     pub delay_min: Duration,
     /// Longest time on the way; datagrams overtake each other.
@@ -39,6 +41,7 @@ impl Conditions {
             loss: 0.0,
             duplication: 0.0,
             corruption: 0.0,
+            digest_loss: 0.0,
             delay_min: Duration::from_micros(200),
             delay_max: Duration::from_millis(1),
         }

@@ -68,6 +68,10 @@ pub(super) struct Far {
     pub busy_until: Instant,
     /// A frame was lost to a blocked link, so nothing after it arrives either.
     pub is_stalled: bool,
+    /// Frames sent to it that it has not read.
+    pub unread: usize,
+    /// Frames that fill the sockets, and that the sender believes unsent.
+    pub unsent: usize,
 }
 
 /// What becomes of the state directory when a node crashes.
@@ -117,6 +121,8 @@ pub(super) struct Node {
     pub timers: usize,
     /// Another process of the same id told it to stop.
     pub met_twin: bool,
+    /// After so many more frames all its connections are reset.
+    pub fuse: Option<u32>,
 }
 
 impl Node {
