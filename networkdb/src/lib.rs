@@ -19,6 +19,7 @@ pub mod keyring;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod stats;
+mod sync;
 pub mod wire;
 
 pub use config::{CheckedConfig, Config, ConfigError};

@@ -13,15 +13,15 @@
 //! "Tables".
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use parking_lot::RwLock;
 
 use self::slots::{BUCKET_ENTRIES, DEPTH_MAX, Kind, Slot, Slots, expires_of, new_slot};
 use super::event::{Body, Digest, key_hash};
 use super::ranges::bounds;
 use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
+use crate::sync::{AtomicBool, AtomicU8, RwLock};
 
 mod slots;
 
@@ -562,5 +562,7 @@ impl Table {
     }
 }
 
+#[cfg(all(test, shuttle))]
+mod orders;
 #[cfg(test)]
 mod tests;

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::driver::Command;
 use crate::engine::{LostEntry, Store, TableChange};
 use crate::id::{Key, NetworkId, NodeId, TableName};
+use crate::sync::Mutex;
 
 /// Waiting events up to which nothing is folded.
 pub const PENDING_EXACT: usize = 4_096;
@@ -265,6 +265,45 @@ impl Watch {
             }
             self.shared.changed.notified().await;
         }
+    }
+}
+
+#[cfg(all(test, shuttle))]
+mod orders {
+    use shuttle::thread;
+
+    use super::*;
+
+    /// Changes that the driver tells while the watcher waits.
+    const CHANGES: usize = 3;
+
+    #[test]
+    fn no_order_of_telling_and_waiting_loses_a_change_or_the_end() {
+        let tried = || {
+            let (commands, _driver) = mpsc::channel(1);
+            let (mut watch, watcher) = Watch::new(WatchFilter::default(), commands);
+            let driver = thread::spawn(move || {
+                for number in 0..CHANGES {
+                    watcher.push(&WatchEvent::MemberDown {
+                        node: NodeId::new(format!("n{number}")).expect("a valid name"),
+                        left: true,
+                    });
+                    watcher.push(&WatchEvent::Resync);
+                }
+                watcher.close();
+            });
+            let told = shuttle::future::block_on(async {
+                let mut told = 0;
+                while let Some(event) = watch.next().await {
+                    told += usize::from(event == WatchEvent::Resync);
+                }
+                told
+            });
+            assert_eq!(told, CHANGES);
+            driver.join().expect("the driver does not panic");
+        };
+        shuttle::check_random(tried, 2_000);
+        shuttle::check_pct(tried, 2_000, 3);
     }
 }
 

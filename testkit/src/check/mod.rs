@@ -4,7 +4,7 @@
 //! bound. In the quiet after them: all eight invariants of `docs/ALGORITHM.md`, within a bound, and once more when
 //! everything dead has had the time to expire.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +77,7 @@ pub struct World {
     /// What was done, as lines of a scenario.
     pub story: Vec<String>,
     networks: Vec<NetworkId>,
+    by_name: BTreeMap<NetworkId, usize>,
     tables: [TableName; 2],
     held: Vec<BTreeMap<usize, Held>>,
     in_cluster: Vec<bool>,
@@ -107,6 +108,7 @@ impl World {
             model: Model::default(),
             story: Vec::new(),
             networks: (0..networks).map(name).collect(),
+            by_name: (0..networks).map(|n| (name(n), n)).collect(),
             tables: TABLES.map(table),
             held: (0..nodes).map(|_| BTreeMap::new()).collect(),
             in_cluster: vec![true; nodes],
@@ -285,7 +287,11 @@ impl World {
 
     /// Looks again which networks a node holds.
     fn look(&mut self, node: usize) {
-        for network in 0..self.networks.len() {
+        let names = self.sim.engine_if_up(node).map(|e| e.store().networks());
+        let names = names.unwrap_or_default();
+        let attached = names.iter().filter_map(|name| self.by_name.get(name));
+        let concerned: BTreeSet<usize> = attached.chain(self.held[node].keys()).copied().collect();
+        for network in concerned {
             let engine = self.sim.engine_if_up(node);
             let tables = engine.and_then(|e| e.store().network(&self.networks[network]));
             let known = self.held[node].get(&network);

@@ -1,8 +1,8 @@
 //! One writer and several readers of a table.
 //!
 //! Everything but the standing is behind one lock, so what readers and the writer do is a sequence of whole critical
-//! sections: one property test goes through orders of those in one thread, one stress test through what the machine does.
-//! A model checker (shuttle, loom) would explore the same orders, and would need locks that can be swapped in production.
+//! sections: one property test goes through orders of those in one thread, one stress test through what the machine does;
+//! `orders` tries those that a scheduler comes up with.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicU64;
