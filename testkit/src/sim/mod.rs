@@ -348,9 +348,17 @@ impl Sim {
         self.network.clog(from, to, growth);
     }
 
-    /// Opens all links.
+    /// Opens all links, and resets no more connections.
     pub fn heal(&mut self) {
         self.network.heal();
+        for node in &mut self.nodes {
+            node.fuse = None;
+        }
+    }
+
+    /// Loses a share of the digests from here on, whatever else the network does.
+    pub fn set_digest_loss(&mut self, share: f64) {
+        self.network.conditions.digest_loss = share;
     }
 
     /// Changes how the network behaves.
