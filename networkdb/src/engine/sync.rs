@@ -19,6 +19,7 @@ use rand::RngExt as _;
 
 use super::broadcast::Scope;
 use super::event::{Digest, TableRecord, record_digest};
+use super::progress::Progress;
 use super::ranges::{bounds, differing, differing_in, narrowed, narrowed_again, offer_of};
 use super::stream::{FRAME_BYTES, Purpose, Stream, StreamId};
 use super::table::{RecordRef, Table, range_of};
@@ -49,6 +50,8 @@ pub(crate) struct NetworkSync {
     first_synced: Option<Instant>,
     /// Since when a difference is left to feeds.
     differs_since: Option<Instant>,
+    /// How far the first sync is.
+    pub progress: Progress,
 }
 
 impl NetworkSync {
@@ -223,6 +226,9 @@ impl Engine {
         if self.is_syncing(network) {
             return true;
         }
+        if let Some(local) = self.networks.get_mut(network) {
+            local.sync.progress.begin(now);
+        }
         let outbox = self.offer_frames(network, now);
         let purpose = Purpose::Sync(Box::new(Sync::new(network.clone())));
         self.open_stream(peer, purpose, outbox, now).is_some()
@@ -255,6 +261,7 @@ impl Engine {
             return;
         }
         self.start_sync(network, peer, now);
+        self.tell_progress(network, now);
         // Looks again whether the sync has failed, or the time is up.
         let again = Duration::from_millis(200).min(until - now);
         self.set_timer(again, TimerKind::FirstSync(network.clone()));
@@ -507,6 +514,7 @@ impl Engine {
                 self.stats.sync_records_stale += 1;
             }
         }
+        self.sync_brought(&network, records.len(), now);
     }
 
     /// Whether a stream is a feed of this node: one that begins with records.
@@ -619,6 +627,7 @@ impl Engine {
                 local.sync.differs_since = None;
                 local.sync.first_synced.get_or_insert(now);
             }
+            self.first_sync_ended(&sync.network, now);
         } else {
             self.stats.syncs_failed += 1;
         }

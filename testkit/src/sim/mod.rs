@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{Engine, Lookup};
+use networkdb::engine::{Engine, JoinProgress, Lookup};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{Config, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::rngs::StdRng;
@@ -192,6 +192,7 @@ impl Sim {
             seen: Seen::new(),
             joined: 0,
             ready: Vec::new(),
+            progress: Vec::new(),
             clock: Clock::new(self.now),
             rate: RATE_TRUE,
             pace: Pace::Running,
@@ -273,6 +274,12 @@ impl Sim {
     #[must_use]
     pub fn ready(&self, number: usize) -> &[(NetworkId, bool)] {
         &self.nodes[number].ready
+    }
+
+    /// Lists what a node has told of first syncs that take long.
+    #[must_use]
+    pub fn progress(&self, number: usize) -> &[JoinProgress] {
+        &self.nodes[number].progress
     }
 
     /// Returns how many timers of a node are set.
