@@ -129,6 +129,7 @@ impl Node {
                 Output::Notify(_)
                 | Output::Joined { .. }
                 | Output::NetworkReady { .. }
+                | Output::JoinProgress { .. }
                 | Output::MemberUp { .. }
                 | Output::MemberDown { .. }
                 | Output::Lost(_)

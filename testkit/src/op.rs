@@ -43,10 +43,16 @@ pub enum Op {
     Clog(usize, usize, u64),
     /// `split n0 n1 n2`: these from all others, in both directions.
     Split(Vec<usize>),
-    /// `heal`: every link.
+    /// `heal`: every link; connections that were still to be reset are not.
     Heal,
     /// `weather 10 5 1 20`: percent lost, doubled and changed, and the longest delay in milliseconds.
     Weather(u32, u32, u32, u64),
+    /// `digests 50`: so many percent of the digests are lost from here on.
+    Digests(u32),
+    /// `n3 cut 5`: its connections are reset once it has sent so many more frames.
+    Cut(usize, u32),
+    /// `n3 burst net0 2000`: it writes so many keys of a table of their own at once.
+    Burst(usize, usize, usize),
     /// `replay 77`: something sent before; the number chooses.
     Replay(u64),
     /// `n3 forged 77`: something nobody sent arrives; the number chooses.
@@ -109,6 +115,9 @@ impl fmt::Display for Op {
             Self::Weather(lost, doubled, changed, delay) => {
                 write!(f, "weather {lost} {doubled} {changed} {delay}")
             }
+            Self::Digests(lost) => write!(f, "digests {lost}"),
+            Self::Cut(node, frames) => write!(f, "n{node} cut {frames}"),
+            Self::Burst(node, network, keys) => write!(f, "n{node} burst net{network} {keys}"),
             Self::Replay(seed) => write!(f, "replay {seed}"),
             Self::Forge(node, seed) => write!(f, "n{node} forged {seed}"),
             Self::Poison(node, network, power) => {
@@ -181,6 +190,8 @@ fn node_op(me: usize, words: &[&str]) -> Option<Op> {
         ["suspend"] => Op::Suspend(me),
         ["resume"] => Op::Resume(me),
         ["rate", rate] => Op::Rate(me, number(rate, "")?),
+        ["cut", frames] => Op::Cut(me, number(frames, "")?),
+        ["burst", net, keys] => Op::Burst(me, network(net)?, number(keys, "")?),
         ["forged", seed] => Op::Forge(me, number(seed, "")?),
         ["poisoned", net, power] => Op::Poison(me, network(net)?, number(power, "")?),
         _ => return None,
@@ -201,6 +212,7 @@ fn cluster_op(words: &[&str]) -> Option<Op> {
             number(changed, "")?,
             number(delay, "")?,
         ),
+        ["digests", lost] => Op::Digests(number(lost, "")?),
         ["replay", seed] => Op::Replay(number(seed, "")?),
         ["run", millis] => Op::Run(number(millis, "")?),
         _ => return None,
@@ -214,7 +226,8 @@ mod tests {
     #[test]
     fn what_is_shown_can_be_pasted_back() {
         let story = "n3 create net0 k1 17\nn3 delete net0 k1\nn0 crash stale\nsplit n1 n2\n\
-                     weather 10 0 1 20\nn1 poisoned net0 41\nblock n1 n2\nrun 2500";
+                     weather 10 0 1 20\nn1 poisoned net0 41\nblock n1 n2\n\
+                     digests 50\nn1 cut 3\nn2 burst net1 2000\nrun 2500";
         for line in story.lines() {
             assert_eq!(line.parse::<Op>().unwrap().to_string(), line);
         }

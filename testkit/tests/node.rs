@@ -435,3 +435,40 @@ async fn an_open_table_follows_its_network_through_leaving_and_joining_again() {
     opened.delete(&key("l")).await.unwrap();
     assert_eq!(opened.entry(&key("l")), Err(ReadError::Deleted));
 }
+
+#[tokio::test]
+async fn how_far_a_join_is_can_be_seen_while_it_waits() {
+    const ENTRIES: usize = 30_000;
+    let (first, second) = (start(config()).await, start(config()).await);
+    second.join(&[addr(&first)]).await.unwrap();
+    let (network, table) = (network(), table());
+    first.join_network(&network).await.unwrap();
+    let writes = (0..ENTRIES).map(|number| Write {
+        network: network.clone(),
+        table: table.clone(),
+        key: key(&format!("k{number}")),
+        action: WriteAction::Create(Bytes::from_static(&[7; 64])),
+    });
+    let results = first.write_batch(writes.collect()).await.unwrap();
+    assert!(results.iter().all(Result::is_ok));
+    assert_eq!(second.join_progress(&network).await, None);
+    let join = second.join_network(&network);
+    tokio::pin!(join);
+    let mut seen = Vec::new();
+    loop {
+        tokio::select! {
+            joined = &mut join => break joined.unwrap(),
+            progress = second.join_progress(&network) => seen.extend(progress),
+        }
+    }
+    assert!(seen.is_sorted_by_key(|progress| progress.records));
+    let under_way = seen.iter().filter(|progress| !progress.is_done);
+    assert!(under_way.count() > 0, "it was seen on its way: {seen:?}");
+    wait_for("all entries", || {
+        first.digest(&network) == second.digest(&network)
+    })
+    .await;
+    let done = second.join_progress(&network).await.unwrap();
+    assert!(done.is_done);
+    assert!(done.records >= ENTRIES as u64, "{done:?}");
+}

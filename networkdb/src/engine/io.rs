@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::membership::SwimTimer;
+use super::progress::JoinProgress;
 use super::stream::{JoinToken, StreamId};
 use crate::id::{Key, NetworkId, NodeId, TableName};
 
@@ -101,6 +102,13 @@ pub enum Output {
         network: NetworkId,
         /// False when the first sync took too long and goes on in the background.
         is_synced: bool,
+    },
+    /// The first sync of a network takes long, or is done after that was said.
+    JoinProgress {
+        /// The network.
+        network: NetworkId,
+        /// How far it is.
+        progress: JoinProgress,
     },
     /// A member has come up.
     MemberUp {

@@ -20,6 +20,7 @@
 //! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
 //! | `stream`, `sync`, `session`, `ranges` | how what was lost is found and repaired |
+//! | `progress` | nothing: how far a first sync is |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
 //! | `health` | how late this node itself is |
@@ -52,6 +53,7 @@ mod io;
 mod join;
 mod lamport;
 mod membership;
+mod progress;
 mod ranges;
 mod reap;
 mod refute;
@@ -68,6 +70,7 @@ pub use attachment::NetworkError;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
 pub use io::{Input, LostEntry, Output, TableChange, Timer};
 pub use membership::{Member, SwimTimer};
+pub use progress::JoinProgress;
 pub use store::{NetworkTables, Store};
 pub use stream::{JoinToken, StreamId};
 pub use table::{Lookup, Owner, RecordRef, Standing, Table};

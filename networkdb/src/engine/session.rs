@@ -309,6 +309,7 @@ impl Engine {
                 self.stats.sync_records_stale += 1;
             }
         }
+        self.sync_brought(&network, records.len(), now);
     }
 
     /// Whether a stream is a feed of this node: one that begins with records.

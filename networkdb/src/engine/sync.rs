@@ -15,6 +15,7 @@ use rand::RngExt as _;
 
 use super::broadcast::Scope;
 use super::event::Digest;
+use super::progress::Progress;
 use super::session::Sync;
 use super::stream::{Purpose, Stream, StreamId};
 use super::{Engine, Output, TimerKind};
@@ -38,6 +39,8 @@ pub(crate) struct NetworkSync {
     first_synced: Option<Instant>,
     /// Since when a difference is left to feeds.
     differs_since: Option<Instant>,
+    /// How far the first sync is.
+    pub progress: Progress,
 }
 
 impl NetworkSync {
@@ -186,6 +189,9 @@ impl Engine {
         if self.is_syncing(network) {
             return true;
         }
+        if let Some(local) = self.networks.get_mut(network) {
+            local.sync.progress.begin(now);
+        }
         let outbox = self.offer_frames(network, now);
         let purpose = Purpose::Sync(Box::new(Sync::new(network.clone())));
         self.open_stream(peer, purpose, outbox, now).is_some()
@@ -218,6 +224,7 @@ impl Engine {
             return;
         }
         self.start_sync(network, peer, now);
+        self.tell_progress(network, now);
         // Looks again whether the sync has failed, or the time is up.
         let again = Duration::from_millis(200).min(until - now);
         self.set_timer(again, TimerKind::FirstSync(network.clone()));
@@ -250,6 +257,7 @@ impl Engine {
                 local.sync.differs_since = None;
                 local.sync.first_synced.get_or_insert(now);
             }
+            self.first_sync_ended(&sync.network, now);
         } else {
             self.stats.syncs_failed += 1;
         }

@@ -13,13 +13,13 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::report::Report;
+use super::report::{Report, log_progress};
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
 use super::{Refusals, StopReason, Write, WriteAction};
-use crate::engine::NetworkStats;
 use crate::engine::{
-    Engine, Input, JoinToken, NetworkError, Output, Persistent, StreamId, Timer, WriteError,
+    Engine, Input, JoinProgress, JoinToken, NetworkError, NetworkStats, Output, Persistent,
+    StreamId, Timer, WriteError,
 };
 use crate::id::NetworkId;
 use crate::keyring::Keyring;
@@ -76,6 +76,7 @@ pub(crate) enum Command {
     Resync,
     SetKeyring(Keyring, oneshot::Sender<()>),
     NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
+    JoinProgress(NetworkId, oneshot::Sender<Option<JoinProgress>>),
     Stats(oneshot::Sender<Stats>),
     Close(oneshot::Sender<()>),
 }
@@ -282,6 +283,7 @@ impl Driver {
                 reply(to, ());
             }
             Command::NetworkStats(network, to) => reply(to, engine.network_stats(&network)),
+            Command::JoinProgress(network, to) => reply(to, engine.join_progress(&network, now)),
             Command::Stats(to) => reply(to, self.stats()),
             Command::Close(to) => reply(to, ()),
         }
@@ -391,6 +393,7 @@ impl Driver {
                         reply(to, Ok(()));
                     }
                 }
+                Output::JoinProgress { network, progress } => log_progress(&network, &progress),
                 Output::MemberUp { node, addr } => {
                     tracing::info!(%node, %addr, "member up");
                     self.tell(&WatchEvent::MemberUp { node, addr });

@@ -29,7 +29,7 @@ mod tcp;
 mod udp;
 mod watch;
 
-pub use crate::engine::NetworkStats;
+pub use crate::engine::{JoinProgress, NetworkStats};
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use start::StartError;
 pub use state_dir::StateDirError;
@@ -524,6 +524,15 @@ impl NetworkDb {
     pub async fn network_stats(&self, network: &NetworkId) -> Option<NetworkStats> {
         let network = network.clone();
         self.ask(|to| Command::NetworkStats(network, to))
+            .await
+            .ok()?
+    }
+
+    /// Returns how far the first sync of a network is, `None` when this node is not attached to it. Works while
+    /// [`NetworkDb::join_network`] waits.
+    pub async fn join_progress(&self, network: &NetworkId) -> Option<JoinProgress> {
+        let network = network.clone();
+        self.ask(|to| Command::JoinProgress(network, to))
             .await
             .ok()?
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, JoinProgress};
 use crate::id::NetworkId;
 
 /// When the next lines are due, and what the last ones said.
@@ -66,6 +66,16 @@ impl Report {
         }
         self.events = events;
         lines
+    }
+}
+
+/// Logs how far a first sync is that takes long.
+pub(crate) fn log_progress(network: &NetworkId, progress: &JoinProgress) {
+    let (records, elapsed) = (progress.records, progress.elapsed);
+    if progress.is_done {
+        tracing::info!(%network, records, ?elapsed, "first sync is done");
+    } else {
+        tracing::info!(%network, records, ?elapsed, "first sync takes long");
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use networkdb::engine::{Body, TableRecord, WriteKind, value_hash};
+use networkdb::engine::{Body, TableRecord, WriteError, WriteKind, value_hash};
 use networkdb::id::Version;
 use networkdb::wire::Message;
-use networkdb::{Generation, Key, LamportTime, NodeId, Stamp};
+use networkdb::{Generation, Key, LamportTime, NodeId, Stamp, TableName};
 
 use super::{Failure, World, versions_in};
 use crate::op::{Op, Place};
@@ -14,6 +14,8 @@ use crate::sim::{Conditions, Disk};
 
 /// First byte of a datagram that holds a gossip message.
 const KIND_GOSSIP: u8 = 2;
+/// The table of bursts.
+const BURST_TABLE: &str = "burst";
 
 impl World {
     /// Does one thing, writes it into the story and checks what follows.
@@ -52,6 +54,7 @@ impl World {
             Op::Start(node) => return Ok(self.start(node)),
             Op::Run(millis) => self.run_for(Duration::from_millis(millis))?,
             Op::Poison(node, network, power) => self.poison(node, network, power),
+            Op::Burst(node, network, keys) => return Ok(self.burst(node, network, keys)),
             Op::Pause(_)
             | Op::Suspend(_)
             | Op::Resume(_)
@@ -61,6 +64,8 @@ impl World {
             | Op::Split(_)
             | Op::Heal
             | Op::Weather(..)
+            | Op::Digests(_)
+            | Op::Cut(..)
             | Op::Replay(_)
             | Op::Forge(..) => self.disturb(op),
         }
@@ -94,6 +99,8 @@ impl World {
                     ..good
                 });
             }
+            Op::Digests(lost) => self.sim.set_digest_loss(f64::from(lost) / 100.0),
+            Op::Cut(node, frames) => self.sim.cut_after(node, frames),
             Op::Replay(seed) => {
                 self.is_spoiled |= !self.sim.is_sealed();
                 self.sim.replay(seed);
@@ -112,6 +119,7 @@ impl World {
             | Op::Crash(..)
             | Op::Start(_)
             | Op::Poison(..)
+            | Op::Burst(..)
             | Op::Run(_) => {}
         }
     }
@@ -221,6 +229,26 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Writes many keys of a table that is not the model's, so that they go by feeds.
+    fn burst(&mut self, node: usize, network: usize, keys: usize) -> Result<(), String> {
+        let network = self.networks[network].clone();
+        let table = TableName::new(BURST_TABLE).expect("a short name");
+        let value = Bytes::from(format!("n{node} at step {}", self.steps));
+        let result = self.sim.with(node, |engine, now| {
+            (0..keys).try_for_each(|number| {
+                let key = Key::new(format!("burst-{number}")).expect("a short name");
+                match engine.update_entry(&network, &table, &key, value.clone(), now) {
+                    Err(WriteError::Missing { .. }) => {
+                        engine.create_entry(&network, &table, &key, value.clone(), now)
+                    }
+                    result => result,
+                }
+            })
+        });
+        let result = result.ok_or("not running")?;
+        result.map_err(|error| error.to_string())
     }
 
     /// Lets a record of a node that nobody knows arrive, far ahead of this node's clock.

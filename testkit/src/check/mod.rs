@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use networkdb::engine::{Digest, NetworkTables, value_hash};
+use networkdb::engine::{Digest, NetworkTables, Table, value_hash};
 use networkdb::id::Version;
 use networkdb::{Key, NetworkId, TableName};
 
@@ -328,7 +328,7 @@ fn digest_of(tables: &NetworkTables) -> (Digest, usize) {
 /// The versions of all keys of a scenario that are held; other keys are not the model's.
 fn versions_in(tables: &NetworkTables) -> BTreeMap<usize, Version> {
     let mut found = BTreeMap::new();
-    for table in tables.tables() {
+    for table in tables_of_model(tables) {
         table.walk(|record| {
             if let Some(key) = key_number(table.name(), record.key()) {
                 found.insert(key, record.version());
@@ -336,6 +336,22 @@ fn versions_in(tables: &NetworkTables) -> BTreeMap<usize, Version> {
         });
     }
     found
+}
+
+/// Those in which keys of a scenario lie.
+fn tables_of_model(tables: &NetworkTables) -> Vec<Arc<Table>> {
+    let mut tables = tables.tables();
+    tables.retain(|table| TABLES.contains(&table.name().as_str()));
+    tables
+}
+
+/// How many entries of a network a reader sees, those that are not the model's included.
+fn count_visible(tables: &NetworkTables) -> usize {
+    let mut count = 0;
+    for table in tables.tables() {
+        table.walk(|record| count += usize::from(record.value().is_some()));
+    }
+    count
 }
 
 /// The number of a key of a scenario, if it lies in the table that such keys lie in.
@@ -347,7 +363,7 @@ fn key_number(table: &TableName, key: &str) -> Option<usize> {
 /// What a reader sees of the keys of a scenario.
 fn visible_in(tables: &NetworkTables) -> BTreeMap<usize, (Bytes, u64)> {
     let mut visible = BTreeMap::new();
-    for table in tables.tables() {
+    for table in tables_of_model(tables) {
         table.walk(|record| {
             let key = key_number(table.name(), record.key());
             if let (Some(key), Some(value)) = (key, record.value()) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Failure, World, visible_in};
+use super::{Failure, World, count_visible, visible_in};
 use crate::sim::Conditions;
 
 /// How long the cluster may take to agree once faults have stopped.
@@ -160,7 +160,7 @@ impl World {
         for network in 0..self.networks.len() {
             for node in self.attached(network) {
                 let tables = &self.held[node][&network].tables;
-                let (held, visible) = (tables.len(), visible_in(tables).len());
+                let (held, visible) = (tables.len(), count_visible(tables));
                 if held != visible {
                     let why = format!(
                         "n{node} holds {held} records of net{network}, {visible} are visible"

@@ -140,6 +140,7 @@ impl Sim {
                     node,
                 });
             }
+            Output::JoinProgress { progress, .. } => self.nodes[number].progress.push(progress),
             Output::NetworkReady { network, is_synced } => {
                 self.nodes[number].ready.push((network, is_synced));
             }

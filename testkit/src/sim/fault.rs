@@ -18,6 +18,8 @@ use crate::op::{Op, Place};
 
 /// Longest pause between two operations.
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// Most keys that are written at once; above what push takes before feeds open.
+const BURST_MAX: usize = 2_500;
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -60,11 +62,17 @@ pub enum Fault {
     Leave,
     /// All nodes restart at once.
     RestartAll,
+    /// Digests are lost, and nothing else.
+    LostDigest,
+    /// Connections are reset while something goes over them.
+    StreamReset,
+    /// A node writes more at once than push may send.
+    Burst,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Loss,
         Self::Duplication,
         Self::Delay,
@@ -84,6 +92,9 @@ impl Fault {
         Self::Poison,
         Self::Leave,
         Self::RestartAll,
+        Self::LostDigest,
+        Self::StreamReset,
+        Self::Burst,
     ];
 }
 
@@ -350,6 +361,19 @@ impl Swarm {
                 }
                 self.endings.push((later, Op::Join(node, through)));
                 vec![Op::Leave(node)]
+            }
+            Fault::LostDigest => {
+                self.endings.push((later, Op::Digests(0)));
+                vec![Op::Digests(self.rng.random_range(50..=100))]
+            }
+            Fault::StreamReset => {
+                let frames = self.rng.random_range(0..6);
+                vec![Op::Cut(node, frames)]
+            }
+            Fault::Burst => {
+                let network = self.rng.random_range(0..self.size.networks);
+                let keys = self.rng.random_range(1_100..BURST_MAX);
+                vec![Op::Burst(node, network, keys)]
             }
             Fault::RestartAll => {
                 let up = world.sim.up();

@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{Engine, Lookup};
+use networkdb::engine::{Engine, JoinProgress, Lookup};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{Config, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::rngs::StdRng;
@@ -192,6 +192,7 @@ impl Sim {
             seen: Seen::new(),
             joined: 0,
             ready: Vec::new(),
+            progress: Vec::new(),
             clock: Clock::new(self.now),
             rate: RATE_TRUE,
             pace: Pace::Running,
@@ -275,6 +276,12 @@ impl Sim {
         &self.nodes[number].ready
     }
 
+    /// Lists what a node has told of first syncs that take long.
+    #[must_use]
+    pub fn progress(&self, number: usize) -> &[JoinProgress] {
+        &self.nodes[number].progress
+    }
+
     /// Returns how many timers of a node are set.
     #[must_use]
     pub fn timers(&self, number: usize) -> usize {
@@ -348,9 +355,17 @@ impl Sim {
         self.network.clog(from, to, growth);
     }
 
-    /// Opens all links.
+    /// Opens all links, and resets no more connections.
     pub fn heal(&mut self) {
         self.network.heal();
+        for node in &mut self.nodes {
+            node.fuse = None;
+        }
+    }
+
+    /// Loses a share of the digests from here on, whatever else the network does.
+    pub fn set_digest_loss(&mut self, share: f64) {
+        self.network.conditions.digest_loss = share;
     }
 
     /// Changes how the network behaves.

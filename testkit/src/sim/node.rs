@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use networkdb::engine::{Engine, Persistent, StreamId};
+use networkdb::engine::{Engine, JoinProgress, Persistent, StreamId};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{NetworkId, NodeId};
 
@@ -108,6 +108,8 @@ pub(super) struct Node {
     pub joined: usize,
     /// Networks whose join was answered, and whether they were synced by then.
     pub ready: Vec<(NetworkId, bool)>,
+    /// What was told of first syncs that take long.
+    pub progress: Vec<JoinProgress>,
     pub clock: Clock,
     /// Rate of the clock while the host is not suspended.
     pub rate: u32,

@@ -273,3 +273,31 @@ fn one_table_of_many_that_differs_sends_nothing_of_the_others() {
     let sent = repaired(50, 100, 100);
     assert!(sent <= 200, "{sent} records sent for a table of 100");
 }
+
+#[test]
+fn a_first_sync_that_takes_long_is_told_of_once_and_when_it_is_done() {
+    let mut sim = attached(Setup::new(7), 1);
+    let value = Bytes::from(vec![7; 100]);
+    write_in(&mut sim, 0, &table(), 0..5_000, |_| value.clone());
+    let late = sim.add_node();
+    sim.join(late, 0);
+    sim.run_until(BUDGET, Sim::members_agree)
+        .expect("it is listed");
+    attach(&mut sim, late);
+    step_until(&mut sim, "records arrive", |sim| len(sim, late) > 0);
+    sim.pause(0);
+    sim.run_for(Duration::from_millis(1_400));
+    sim.resume(0);
+    agree(&mut sim);
+    sim.run_for(Duration::from_secs(5));
+    let told = sim.progress(late).to_vec();
+    let [begun, done] = told[..] else {
+        panic!("it was told {told:?}");
+    };
+    assert!(!begun.is_done && begun.records > 0, "{begun:?}");
+    assert!(begun.elapsed < Duration::from_millis(1_500), "{begun:?}");
+    assert!(done.is_done);
+    assert!(done.records >= 5_000, "{done:?}");
+    let read = sim.with(late, |engine, now| engine.join_progress(&network(), now));
+    assert_eq!(read.expect("the node is up"), Some(done));
+}
