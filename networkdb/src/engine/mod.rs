@@ -82,7 +82,7 @@ use store::LocalNetwork;
 use stream::Streams;
 
 /// First byte of a datagram's payload: a packet of the failure detector.
-const KIND_SWIM: u8 = 1;
+const KIND_SWIM: u8 = 3;
 /// First byte of a datagram's payload: a gossip message.
 const KIND_GOSSIP: u8 = 2;
 
