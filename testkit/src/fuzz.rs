@@ -19,7 +19,7 @@ const OPERATIONS_MAX: usize = 64;
 /// Timers that fire after one operation.
 const TIMERS_MAX: usize = 16;
 /// Entries of the node that is synced: enough that ranges which differ are cut once more.
-const ENTRIES: usize = 256;
+const ENTRIES: usize = 32;
 /// A key ring of one key that is no secret.
 const KEYS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 

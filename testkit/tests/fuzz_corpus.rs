@@ -5,21 +5,28 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind};
+use networkdb::engine::{
+    AttachmentRecord, Body, Digest, Engine, Identity, Input, NodeRecord, Output, StreamId,
+    TableRecord, WriteKind,
+};
 use networkdb::id::{Stamp, Version};
 use networkdb::wire::{
-    self, Message, Narrow, NodeDigests, NodeRanges, Offer, PushPull, Ranges, TableDigest,
+    self, Digests, Message, Narrow, NodeDigests, NodeRanges, Offer, PushPull, Ranges, TableDigest,
     TableNarrow, TableRanges,
 };
-use networkdb::{Generation, Key, LamportTime, NetworkId, NodeId, TableName};
+use networkdb::{Config, Generation, Key, LamportTime, NetworkId, NodeId, TableName};
 use testkit::fuzz::{self, operation};
 
 /// The only peer of the node under test as the failure detector encodes it: id, address, generation, epoch, incarnation
 /// and state.
 const PEER: &[u8] = b"\x04peer\x00\x7f\x00\x00\x02\xfb\x0a\x1f\xfc\x00\x00\x01\x00\x01\x00\x00";
+/// The node under test, the same.
+const ME: &[u8] = b"\x02me\x00\x7f\x00\x00\x01\xfb\x0a\x1f\xfc\x00\x00\x01\x00\x01\x00\x00";
+/// First byte of a datagram of the failure detector.
+const KIND_SWIM: u8 = 3;
 /// Operations of the target `streams`.
 const DATAGRAM: u8 = 0;
 const ACCEPT: u8 = 1;
@@ -117,7 +124,11 @@ fn seeds() -> Vec<(PathBuf, Vec<u8>)> {
             .flat_map(|(with, payload)| operation(*with, &payload))
             .collect()
     };
-    add("datagrams", vec![datagrams(&[0]), datagrams(&[3, 2])]);
+    let probe = [operation(0, &probe()), operation(3, &probe())].concat();
+    add(
+        "datagrams",
+        vec![datagrams(&[0]), datagrams(&[3, 2]), probe],
+    );
     add("streams", conversations());
     seeds
 }
@@ -127,78 +138,78 @@ fn framed(message: &Message) -> Vec<u8> {
     [&[2][..], &message.encode()].concat()
 }
 
-/// What two nodes may say to each other on streams, up to the end.
-fn conversations() -> Vec<Vec<u8>> {
-    let frame = |message: Message| operation(FRAME, &message.encode());
-    let accepted = |message: Message| operation(ACCEPT, &message.encode());
-    let compare = Some(NodeDigests {
-        bits: 1,
-        ranges: vec![Digest(1), Digest(2)],
-    });
-    let differing = Some(NodeRanges {
-        bits: 1,
-        ranges: vec![0, 1],
-    });
-    let told = || PushPull {
-        compare: None,
+/// The first datagram in which the peer's failure detector calls the node.
+fn probe() -> Vec<u8> {
+    #[expect(clippy::disallowed_methods, reason = "some instant to count from")]
+    let now = Instant::now();
+    let identity = Identity {
+        node: node_id("peer"),
+        advertise: ([127, 0, 0, 2], 7_946).into(),
+        generation: stamp().generation,
+        epoch: 1,
+        network_time: LamportTime(0),
+        table_time: LamportTime(0),
+        attachments: Vec::new(),
+    };
+    let config = Config::lan().check().expect("the preset is valid");
+    let mut peer = Engine::new(config, &identity, 1, now);
+    let stream = StreamId::Incoming(1);
+    let from = ([127, 0, 0, 1], 7_946).into();
+    peer.handle(Input::StreamAccepted { stream, peer: from }, now);
+    let met = PushPull {
+        node: node_id("me"),
+        members: vec![Bytes::from_static(ME)],
+        nodes: Vec::new(),
+        attachments: Vec::new(),
         ..push_pull()
     };
-    let known = || accepted(Message::PushPull(told()));
+    let payload = Message::PushPull(met).encode();
+    peer.handle(Input::StreamFrame { stream, payload }, now);
+    loop {
+        let output = peer.poll_output().expect("a member is called");
+        if let Output::SetTimer { after, timer } = output {
+            peer.handle(Input::Timer(timer), now + after);
+        } else if let Output::SendDatagram { payload, .. } = output
+            && payload[0] == KIND_SWIM
+        {
+            return payload.into();
+        }
+    }
+}
+
+fn frame(message: Message) -> Vec<u8> {
+    operation(FRAME, &message.encode())
+}
+
+fn accepted(message: Message) -> Vec<u8> {
+    operation(ACCEPT, &message.encode())
+}
+
+/// What two nodes may say to each other on streams, up to the end.
+fn conversations() -> Vec<Vec<u8>> {
     let digest = operation(DATAGRAM, &framed(&datagrams()[2]));
+    let known = || accepted(Message::PushPull(told()));
     let end = || frame(Message::SyncEnd { network: network() });
     let answer = |tables: &[&str]| frame(Message::Ranges(ranges(tables)));
     let records = || frame(Message::Records(table_records()));
-    vec![
-        // The peer compares the cluster's state with the node, the node with the peer.
-        [
-            accepted(Message::PushPull(PushPull {
-                members: vec![Bytes::from_static(PEER)],
-                nodes: Vec::new(),
-                attachments: Vec::new(),
-                compare,
-                ..push_pull()
-            })),
-            frame(Message::PushPull(told())),
-        ]
-        .concat(),
-        [
-            operation(JOIN, &[1]),
-            frame(Message::PushPull(PushPull {
-                more: true,
-                ..told()
-            })),
-            frame(Message::PushPull(PushPull {
-                differing,
-                ..told()
-            })),
-        ]
-        .concat(),
+    let offer = |bits| accepted(Message::Offer(offer(bits)));
+    let narrow = |step, more| frame(Message::Narrow(narrow(1, step, more)));
+    let many = || answer(&["many"]);
+    let mut all = exchanges();
+    all.extend([
         // The peer opens a sync: what differs is cut once more, and once more.
         [
             known(),
-            accepted(Message::Offer(offer(6))),
-            frame(Message::Narrow(narrow(6, 0, true))),
-            frame(Message::Narrow(narrow(6, 1, false))),
+            offer(1),
+            narrow(0, true),
+            narrow(2, false),
             records(),
             end(),
         ]
         .concat(),
-        [
-            known(),
-            accepted(Message::Offer(offer(0))),
-            records(),
-            end(),
-        ]
-        .concat(),
+        [known(), offer(0), records(), end()].concat(),
         // The node opens one, because the peer is the first to be attached, or has another digest.
-        [
-            known(),
-            frame(Message::Narrow(narrow(6, 1, false))),
-            answer(&["many"]),
-            records(),
-            end(),
-        ]
-        .concat(),
+        [known(), narrow(2, false), many(), records(), end()].concat(),
         [
             known(),
             answer(&["table", "many"]),
@@ -214,7 +225,54 @@ fn conversations() -> Vec<Vec<u8>> {
             records(),
         ]
         .concat(),
+    ]);
+    all
+}
+
+/// The peer compares the cluster's state with the node, the node with the peer.
+fn exchanges() -> Vec<Vec<u8>> {
+    let asked = PushPull {
+        members: vec![Bytes::from_static(PEER)],
+        nodes: Vec::new(),
+        attachments: Vec::new(),
+        compare: Some(NodeDigests {
+            bits: 1,
+            ranges: vec![Digest(1), Digest(2)],
+        }),
+        ..push_pull()
+    };
+    let answered = PushPull {
+        differing: Some(NodeRanges {
+            bits: 1,
+            ranges: vec![0, 1],
+        }),
+        ..told()
+    };
+    let half = PushPull {
+        more: true,
+        ..told()
+    };
+    vec![
+        [
+            accepted(Message::PushPull(asked)),
+            frame(Message::PushPull(told())),
+        ]
+        .concat(),
+        [
+            operation(JOIN, &[1]),
+            frame(Message::PushPull(half)),
+            frame(Message::PushPull(answered)),
+        ]
+        .concat(),
     ]
+}
+
+/// Everything that the peer knows.
+fn told() -> PushPull {
+    PushPull {
+        compare: None,
+        ..push_pull()
+    }
 }
 
 /// One of each message.
@@ -231,7 +289,7 @@ fn messages() -> Vec<Message> {
             ..push_pull()
         }),
         Message::Offer(offer(1)),
-        Message::Narrow(narrow(6, 1, true)),
+        Message::Narrow(narrow(1, 1, true)),
         Message::Ranges(ranges(&["table"])),
         Message::SyncEnd { network: network() },
     ]);
@@ -257,6 +315,11 @@ fn datagrams() -> Vec<Message> {
         Message::Records(table_records()),
         Message::Table(table_record(Body::Value(Bytes::from_static(b"one")), 9)),
         Message::Node(node),
+        Message::Digests(Digests {
+            node: node_id("peer"),
+            cluster: Some(Digest(1 << 100)),
+            networks: vec![(network(), Digest(1 << 100))],
+        }),
     ]
 }
 
@@ -341,7 +404,7 @@ fn narrow(bits: u8, step: u8, more: bool) -> Narrow {
             differing: TableRanges {
                 table: table("many"),
                 bits,
-                ranges: vec![5, 63],
+                ranges: vec![0, 1],
             },
             step,
             digests: (0..2 << step).collect(),

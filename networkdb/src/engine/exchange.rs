@@ -209,8 +209,8 @@ impl Engine {
 
     /// Sends the digest of the cluster to one random member.
     pub(crate) fn compare_cluster(&mut self) {
-        if let Some(member) = self.random_peer_of(&Scope::Cluster) {
-            self.send_cluster_digest(member);
+        if let Some((_, addr)) = self.random_peer_of(&Scope::Cluster) {
+            self.send_cluster_digest(addr);
         }
     }
 

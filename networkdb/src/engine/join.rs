@@ -209,7 +209,7 @@ impl super::Roster {
     fn clear(&self) {
         let mut inner = self.inner.write();
         inner.members.clear();
-        inner.drawn_from = None;
+        inner.drawn_from.clear();
         inner.attached.clear();
     }
 }

@@ -19,6 +19,7 @@
 //! | `broadcast` | who is sent an event, and when |
 //! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
+//! | `digests` | who compares what with whom when nothing happens |
 //! | `stream`, `sync`, `ranges` | how what was lost is found and repaired |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
@@ -44,6 +45,7 @@ use crate::wire::{self, Message};
 mod attachment;
 mod broadcast;
 mod cluster;
+mod digests;
 mod event;
 mod exchange;
 mod feed;
@@ -73,7 +75,7 @@ pub use table::{Lookup, Owner, RecordRef, Standing, Table};
 pub use write::WriteError;
 
 use attachment::Attachments;
-use broadcast::Pushes;
+use broadcast::{Pushes, Scope};
 use cluster::Cluster;
 use io::TimerKind;
 use lamport::LamportClock;
@@ -103,8 +105,8 @@ pub struct Roster {
 #[derive(Debug, Default)]
 struct RosterInner {
     members: BTreeMap<NodeId, SocketAddr>,
-    /// The same addresses in a row, to draw some of them; `None` when it has to be made anew.
-    drawn_from: Option<Vec<(NodeId, SocketAddr)>>,
+    /// The same in rows, to draw some of them; what is missing has to be made anew.
+    drawn_from: BTreeMap<Scope, Vec<(NodeId, SocketAddr)>>,
     attached: BTreeMap<NetworkId, BTreeSet<NodeId>>,
 }
 
@@ -292,6 +294,7 @@ impl Engine {
                 Message::ClusterDigest { node, digest } => {
                     self.receive_cluster_digest(&node, digest, now);
                 }
+                Message::Digests(digests) => self.receive_digests(&digests, now),
                 Message::PushPull(_)
                 | Message::Offer(_)
                 | Message::Narrow(_)
