@@ -65,7 +65,7 @@ impl Attachment {
 }
 
 /// All known attachments.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Attachments {
     networks: BTreeMap<NetworkId, BTreeMap<NodeId, Attachment>>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,

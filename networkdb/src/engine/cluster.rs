@@ -43,7 +43,7 @@ pub(crate) struct Node {
 }
 
 /// All nodes known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     /// Nodes that are up by their address.

@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_millis(300);
 const RANGE_NODES: usize = 4;
 
 /// Sums of record hashes by the range that their node's id falls into, and whose they are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RangeSums {
     finest: Vec<Range>,
     total: Digest,

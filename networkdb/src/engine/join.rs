@@ -181,9 +181,9 @@ impl Engine {
         let rng = StdRng::seed_from_u64(self.rng.random());
         self.roster.clear();
         self.roster.set_member(&self.me, Some(me.addr));
-        self.cluster = Cluster::of(&me);
+        self.cluster = Cluster::of(&me).into();
         self.membership = Membership::new(me, self.config.clone(), rng);
-        self.attachments = Attachments::default();
+        self.attachments = Attachments::default().into();
         self.pushes = Pushes::default();
         self.bootstrap.addrs.clear();
         self.bootstrap.is_out = true;

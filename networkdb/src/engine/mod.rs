@@ -25,6 +25,7 @@
 //! | `refute` | what is answered to records of this node that it did not write |
 //! | `health` | how late this node itself is |
 //! | `reap` | when dead records are forgotten |
+//! | `acquaint` | nothing: it makes very large simulations |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -42,6 +43,7 @@ use crate::id::{Generation, LamportTime, NetworkId, NodeId};
 use crate::stats::Stats;
 use crate::wire::{self, Message};
 
+mod acquaint;
 mod attachment;
 mod broadcast;
 mod cluster;
@@ -74,6 +76,7 @@ pub use stream::{JoinToken, StreamId};
 pub use table::{Lookup, Owner, RecordRef, Standing, Table};
 pub use write::WriteError;
 
+use acquaint::Shared;
 use attachment::Attachments;
 use broadcast::{Pushes, Scope};
 use cluster::Cluster;
@@ -167,8 +170,8 @@ pub struct Engine {
     /// A push-pull of this run has brought the cluster's clocks.
     knows_time: bool,
     membership: Membership,
-    cluster: Cluster,
-    attachments: Attachments,
+    cluster: Shared<Cluster>,
+    attachments: Shared<Attachments>,
     networks: BTreeMap<NetworkId, LocalNetwork>,
     pushes: Pushes,
     streams: Streams,
@@ -208,9 +211,9 @@ impl Engine {
             network_clock: LamportClock::starting_at(identity.network_time),
             table_clock: LamportClock::starting_at(identity.table_time),
             knows_time: false,
-            cluster: Cluster::of(&member),
+            cluster: Cluster::of(&member).into(),
             membership: Membership::new(member, config.clone(), swim_rng),
-            attachments: Attachments::default(),
+            attachments: Shared::default(),
             networks: BTreeMap::new(),
             pushes: Pushes::default(),
             streams: Streams::default(),
