@@ -38,7 +38,8 @@ pub struct Config {
     pub push_direct_max: usize,
     /// Peers reached by one round of an indirect push. Default 4.
     pub push_fanout: NonZeroUsize,
-    /// Rounds of an indirect push on each node; with the fan-out it should reach ln N + 5. Default 3.
+    /// Rounds of an indirect push on each node at least; more where fan-out times rounds is below ln N + 5, as with the
+    /// defaults above 1,096 nodes. Default 3.
     pub push_rounds: NonZeroU32,
     /// Pause between two rounds of an indirect push. Default 3 ms.
     pub push_round_gap: Duration,

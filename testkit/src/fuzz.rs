@@ -18,6 +18,8 @@ use networkdb::{
 const OPERATIONS_MAX: usize = 64;
 /// Timers that fire after one operation.
 const TIMERS_MAX: usize = 16;
+/// Entries of the node that is synced: enough that ranges which differ are cut once more.
+const ENTRIES: usize = 32;
 /// A key ring of one key that is no secret.
 const KEYS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
@@ -104,6 +106,20 @@ impl Node {
         };
         node.drain();
         node
+    }
+
+    /// Writes so many entries into a second table.
+    fn fill(&mut self, entries: usize) {
+        let network = NetworkId::new("net").expect("a valid name");
+        let table = TableName::new("many").expect("a valid name");
+        for number in 0..entries {
+            let key = Key::new(format!("key-{number}")).expect("a valid name");
+            let created = self
+                .engine
+                .create_entry(&network, &table, &key, Bytes::new(), self.now);
+            created.expect("the key is free");
+        }
+        self.drain();
     }
 
     fn handle(&mut self, input: Input) {
@@ -253,6 +269,7 @@ pub fn datagrams(bytes: &[u8]) {
 /// Frames of several streams reach a node that joins, syncs and is joined; each is also taken for a hello and a sealed frame.
 pub fn streams(bytes: &[u8]) {
     let mut node = Node::new();
+    node.fill(ENTRIES);
     let ring = Keyring::parse(KEYS).expect("a valid key");
     for (operation, argument) in script(bytes) {
         node.operate(operation, argument);

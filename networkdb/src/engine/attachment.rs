@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::broadcast::{Class, Subject};
+use super::broadcast::{Class, Scope, Subject};
 use super::event::AttachmentRecord;
 use super::exchange::RangeSums;
 use super::{Engine, Output, Roster, Rule};
@@ -65,7 +65,7 @@ impl Attachment {
 }
 
 /// All known attachments.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Attachments {
     networks: BTreeMap<NetworkId, BTreeMap<NodeId, Attachment>>,
     by_node: BTreeMap<NodeId, BTreeSet<NetworkId>>,
@@ -464,6 +464,7 @@ impl Roster {
 
     fn set_attached(&self, network: &NetworkId, node: &NodeId, is_live: bool) {
         let mut inner = self.inner.write();
+        inner.drawn_from.remove(&Scope::Network(network.clone()));
         if is_live {
             let nodes = inner.attached.entry(network.clone()).or_default();
             nodes.insert(node.clone());

@@ -3,8 +3,9 @@
 //! There is one queue for the cluster and one for each network. The first event after quiet leaves immediately; those that
 //! follow within `push_window` are packed together. Up to `push_direct_max` peers get every event of this node directly
 //! and relay nothing. Above that an event goes to `push_fanout` random peers in each of `push_rounds` rounds, and whoever
-//! receives it as news does the same. A newer event of a key replaces the older one in the queue; this node's own events
-//! go before relays. What a lost packet misses is repaired by digests, so nothing is sent twice on suspicion.
+//! receives it as news does the same; rounds are added where that is less than ln N + 5. A newer event of a key replaces
+//! the older one in the queue; this node's own events go before relays. What a lost packet misses is repaired by digests,
+//! so nothing is sent twice on suspicion.
 //!
 //! Invariant: an event of a network is sent to nodes attached to it and to nobody else. Implements
 //! `docs/ALGORITHM.md`, section "Push".
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 
@@ -58,6 +58,7 @@ pub(crate) enum Class {
 struct Item {
     subject: Subject,
     message: Bytes,
+    /// In which it has been sent.
     rounds: u32,
 }
 
@@ -92,6 +93,7 @@ pub(crate) struct Waiting {
     pub key: Key,
     pub written: Written,
     pub kind: WriteKind,
+    /// In which it has been sent.
     pub rounds: u32,
 }
 
@@ -221,7 +223,7 @@ impl Engine {
         let item = Item {
             subject,
             message,
-            rounds: self.config.push_rounds.get(),
+            rounds: 0,
         };
         queue.insert((class, self.pushes.sequence), item);
         self.schedule_push(now);
@@ -301,18 +303,38 @@ impl Engine {
         }
     }
 
-    /// Some of the peers when they are too many for direct pushes.
-    fn reached(&mut self, peers: Vec<SocketAddr>) -> (Vec<SocketAddr>, bool) {
-        if peers.len() <= self.config.push_direct_max {
-            return (peers, true);
+    /// All peers; some of them when they are too many for direct pushes.
+    fn reached(&mut self, scope: &Scope, is_direct: bool) -> Vec<SocketAddr> {
+        if is_direct {
+            return self.peers_of(scope);
         }
         let fanout = self.config.push_fanout.get();
-        let some = peers.sample(&mut self.rng, fanout).copied().collect();
-        (some, false)
+        let some = self.roster.some(scope, fanout, &self.me, &mut self.rng);
+        some.into_iter().map(|(_, addr)| addr).collect()
+    }
+
+    /// Rounds in which a node sends an event. Where events are relayed fan-out times rounds reaches ln N + 5, so that hardly
+    /// anybody is left to digests.
+    pub(crate) fn rounds(&self, scope: &Scope, is_direct: bool) -> u32 {
+        if is_direct {
+            return 1;
+        }
+        let nodes = match scope {
+            Scope::Cluster => self.roster.member_count(),
+            Scope::Network(network) => self.roster.attached_count(network),
+        };
+        let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+        let copies = f64::from(nodes).ln().max(0.0) + 5.0;
+        let fanout = u32::try_from(self.config.push_fanout.get()).unwrap_or(u32::MAX);
+        let mut rounds = self.config.push_rounds.get();
+        while f64::from(rounds.saturating_mul(fanout)) < copies {
+            rounds += 1;
+        }
+        rounds
     }
 
     /// Bytes of a gossip message that fit a datagram.
-    fn message_bytes_max(&self) -> usize {
+    pub(crate) fn message_bytes_max(&self) -> usize {
         self.config.datagram_bytes_max - DATAGRAM_OVERHEAD - 1
     }
 
@@ -322,12 +344,8 @@ impl Engine {
         }
         let mut queue = std::mem::take(&mut self.pushes.cluster);
         let is_direct = !self.relays_to_cluster();
-        let peers = if is_direct {
-            self.peers_of(&Scope::Cluster)
-        } else {
-            let fanout = self.config.push_fanout.get();
-            self.roster.random_members(fanout, &self.me, &mut self.rng)
-        };
+        let peers = self.reached(&Scope::Cluster, is_direct);
+        let rounds = self.rounds(&Scope::Cluster, is_direct);
         if peers.is_empty() {
             return Left::Nothing;
         }
@@ -346,8 +364,8 @@ impl Engine {
                 };
                 bytes += more;
                 messages.push(item.message.clone());
-                item.rounds -= 1;
-                if !is_direct && item.rounds > 0 {
+                item.rounds += 1;
+                if item.rounds < rounds {
                     again.push((class, item));
                 }
             }
@@ -368,9 +386,11 @@ impl Engine {
     }
 
     fn flush_network(&mut self, network: &NetworkId, now: Instant) -> Left {
-        let all = self.peers_of(&Scope::Network(network.clone()));
-        let fed = self.feed(network, &all, now);
-        let (peers, is_direct) = self.reached(all);
+        let is_direct = !self.relays(network);
+        let scope = Scope::Network(network.clone());
+        let peers = self.reached(&scope, is_direct);
+        let rounds = self.rounds(&scope, is_direct);
+        let fed = self.feed(network, if is_direct { &peers } else { &[] }, now);
         let Some(mut queue) = self.pushes.networks.remove(network) else {
             return Left::Nothing;
         };
@@ -383,7 +403,7 @@ impl Engine {
             is_empty = self.fill_batch(
                 &mut batch,
                 &mut queue,
-                (peers.len(), is_direct),
+                (peers.len(), rounds),
                 now,
                 &mut again,
             );
@@ -412,7 +432,7 @@ impl Engine {
         &mut self,
         batch: &mut BatchWriter,
         queue: &mut EntryQueue,
-        (peers, is_direct): (usize, bool),
+        (peers, rounds): (usize, u32),
         now: Instant,
         again: &mut Vec<(Class, Waiting)>,
     ) -> bool {
@@ -437,8 +457,8 @@ impl Engine {
                 Class::Own => self.stats.events_pushed += peers as u64,
                 Class::Relay => self.stats.events_relayed += peers as u64,
             }
-            waiting.rounds -= 1;
-            if !is_direct && waiting.rounds > 0 {
+            waiting.rounds += 1;
+            if waiting.rounds < rounds {
                 again.push((class, waiting));
             }
         }
@@ -486,9 +506,9 @@ impl Engine {
         }
     }
 
-    /// The address of a random one of everybody else in the scope.
-    pub(crate) fn random_peer_of(&mut self, scope: &Scope) -> Option<SocketAddr> {
-        self.roster.random_other(scope, &self.me, &mut self.rng)
+    /// A random one of everybody else in the scope, and its address.
+    pub(crate) fn random_peer_of(&mut self, scope: &Scope) -> Option<(NodeId, SocketAddr)> {
+        self.roster.some(scope, 1, &self.me, &mut self.rng).pop()
     }
 
     pub(crate) fn drop_pushes_of(&mut self, network: &NetworkId, now: Instant) {
@@ -506,12 +526,6 @@ impl Engine {
             self.send_pushed(&peers, &item.message);
         }
     }
-}
-
-/// Draws one random number, whatever the length.
-fn random_one<T>(mut all: impl Iterator<Item = T> + Clone, rng: &mut StdRng) -> Option<T> {
-    let count = all.clone().count();
-    all.nth(rng.random_range(0..count.max(1)))
 }
 
 impl super::Roster {
@@ -532,32 +546,35 @@ impl super::Roster {
             .collect()
     }
 
-    /// Draws up to so many other members.
-    fn random_members(&self, count: usize, me: &NodeId, rng: &mut StdRng) -> Vec<SocketAddr> {
+    /// Draws up to so many of everybody else in the scope.
+    fn some(
+        &self,
+        scope: &Scope,
+        count: usize,
+        me: &NodeId,
+        rng: &mut StdRng,
+    ) -> Vec<(NodeId, SocketAddr)> {
         let mut inner = self.inner.write();
         let inner = &mut *inner;
-        let all = inner.drawn_from.get_or_insert_with(|| {
-            let members = inner.members.iter();
-            members.map(|(id, addr)| (id.clone(), *addr)).collect()
-        });
+        if !inner.drawn_from.contains_key(scope) {
+            let row = match scope {
+                Scope::Cluster => inner
+                    .members
+                    .iter()
+                    .map(|(id, addr)| (id.clone(), *addr))
+                    .collect(),
+                Scope::Network(network) => {
+                    let ids = inner.attached.get(network).into_iter().flatten();
+                    ids.filter_map(|id| Some((id.clone(), *inner.members.get(id)?)))
+                        .collect()
+                }
+            };
+            inner.drawn_from.insert(scope.clone(), row);
+        }
+        let all = &inner.drawn_from[scope];
         // One more, in case this node is among them.
         let drawn = all.sample(rng, count + 1).filter(|(id, _)| id != me);
-        drawn.take(count).map(|(_, addr)| *addr).collect()
-    }
-
-    fn random_other(&self, scope: &Scope, me: &NodeId, rng: &mut StdRng) -> Option<SocketAddr> {
-        let inner = self.inner.read();
-        match scope {
-            Scope::Cluster => {
-                drop(inner);
-                self.random_members(1, me, rng).pop()
-            }
-            Scope::Network(network) => {
-                let nodes = inner.attached.get(network)?;
-                let others = nodes.iter().filter(|id| *id != me);
-                inner.members.get(random_one(others, rng)?).copied()
-            }
-        }
+        drawn.take(count).cloned().collect()
     }
 
     fn attached_count(&self, network: &NetworkId) -> usize {

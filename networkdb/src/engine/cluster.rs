@@ -43,7 +43,7 @@ pub(crate) struct Node {
 }
 
 /// All nodes known.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Cluster {
     nodes: BTreeMap<NodeId, Node>,
     /// Nodes that are up by their address.
@@ -339,16 +339,14 @@ impl Engine {
             Status::Heard
         };
         let keep = self.config.node_reap_interval;
-        self.cluster.set(
-            &record.node,
-            Node {
-                generation: record.generation,
-                status,
-                member: member.clone(),
-                expires: Some(self.expires_at(record.residual, keep, now)),
-                is_faded: false,
-            },
-        );
+        let node = Node {
+            generation: record.generation,
+            status,
+            member: member.clone(),
+            expires: Some(self.expires_at(record.residual, keep, now)),
+            is_faded: false,
+        };
+        self.cluster.set(&record.node, node);
         if was_up {
             self.roster.set_member(&record.node, None);
             self.outputs.push_back(Output::MemberDown {
@@ -465,7 +463,7 @@ impl Roster {
 
     pub(crate) fn set_member(&self, node: &NodeId, addr: Option<SocketAddr>) {
         let mut inner = self.inner.write();
-        inner.drawn_from = None;
+        inner.drawn_from.clear();
         match addr {
             Some(addr) => inner.members.insert(node.clone(), addr),
             None => inner.members.remove(node),

@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_millis(300);
 const RANGE_NODES: usize = 4;
 
 /// Sums of record hashes by the range that their node's id falls into, and whose they are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RangeSums {
     finest: Vec<Range>,
     total: Digest,
@@ -209,8 +209,8 @@ impl Engine {
 
     /// Sends the digest of the cluster to one random member.
     pub(crate) fn compare_cluster(&mut self) {
-        if let Some(member) = self.random_peer_of(&Scope::Cluster) {
-            self.send_cluster_digest(member);
+        if let Some((_, addr)) = self.random_peer_of(&Scope::Cluster) {
+            self.send_cluster_digest(addr);
         }
     }
 

@@ -181,9 +181,9 @@ impl Engine {
         let rng = StdRng::seed_from_u64(self.rng.random());
         self.roster.clear();
         self.roster.set_member(&self.me, Some(me.addr));
-        self.cluster = Cluster::of(&me);
+        self.cluster = Cluster::of(&me).into();
         self.membership = Membership::new(me, self.config.clone(), rng);
-        self.attachments = Attachments::default();
+        self.attachments = Attachments::default().into();
         self.pushes = Pushes::default();
         self.bootstrap.addrs.clear();
         self.bootstrap.is_out = true;
@@ -209,7 +209,7 @@ impl super::Roster {
     fn clear(&self) {
         let mut inner = self.inner.write();
         inner.members.clear();
-        inner.drawn_from = None;
+        inner.drawn_from.clear();
         inner.attached.clear();
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A member is a [`Member`]: node id, address, generation and epoch. `foca` keeps one member per node id, of the highest
 //! (generation, epoch); the epoch rises when a node that was declared down comes back under the same generation. Packets
-//! of the failure detector are opaque bytes to the rest of the engine, encoded with bincode 2. Timing follows the
-//! cluster's size: the number of transmissions of an update as in memberlist (4 ceil(log10(n+1))) and four more, because
+//! of the failure detector are opaque bytes to the rest of the engine: 8 bytes that name the receiver, then the sender,
+//! its incarnation, the message and updates, encoded with bincode 2. Timing follows the cluster's size: the number of transmissions of an update as in memberlist (4 ceil(log10(n+1))) and four more, because
 //! `foca` has no push-pull of its own, and suspicion times log10(n) above ten members.
 //!
 //! Relies on: the driver delivers timers, late ones included. Implements `docs/ALGORITHM.md`, section "Members".
@@ -22,6 +22,9 @@ use super::event::Digest;
 use crate::config::CheckedConfig;
 use crate::id::{Generation, NodeId};
 use crate::wire::frame::DATAGRAM_OVERHEAD;
+
+/// Bytes that name the receiver of a packet.
+const RECEIVER_BYTES: usize = 8;
 
 /// A member of the cluster as the failure detector knows it.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -92,6 +95,17 @@ impl Member {
             epoch: self.epoch + 1,
             ..self.clone()
         }
+    }
+
+    /// Names the member as the receiver of a packet: a hash of its id and one of all of it. It knows itself, and idle nodes
+    /// send little else than probes.
+    fn as_receiver(&self) -> [u8; RECEIVER_BYTES] {
+        let (node, all) = (self.tag.0.to_le_bytes(), self.digest().0.to_le_bytes());
+        let mut receiver = [0; RECEIVER_BYTES];
+        let (of_node, of_all) = receiver.split_at_mut(RECEIVER_BYTES / 2);
+        of_node.copy_from_slice(&node[..RECEIVER_BYTES / 2]);
+        of_all.copy_from_slice(&all[..RECEIVER_BYTES / 2]);
+        receiver
     }
 
     pub(crate) fn precedence(&self) -> (Generation, u64, SocketAddr) {
@@ -185,8 +199,12 @@ enum CodecError {
 }
 
 impl Codec {
+    fn bytes_of(value: &impl Serialize) -> Result<Vec<u8>, CodecError> {
+        Ok(bincode::serde::encode_to_vec(value, bincode_config())?)
+    }
+
     fn encode(value: &impl Serialize, mut buf: impl BufMut) -> Result<(), CodecError> {
-        let bytes = bincode::serde::encode_to_vec(value, bincode_config())?;
+        let bytes = Self::bytes_of(value)?;
         if buf.remaining_mut() < bytes.len() {
             return Err(CodecError::Full);
         }
@@ -209,11 +227,20 @@ impl foca::Codec<Member> for Codec {
         header: &foca::Header<Member>,
         buf: impl BufMut,
     ) -> Result<(), CodecError> {
-        Self::encode(header, buf)
+        // The receiver first, where it is replaced by a short name of it.
+        let incarnation = header.src_incarnation;
+        let parts = (&header.dst, &header.src, incarnation, &header.message);
+        Self::encode(&parts, buf)
     }
 
     fn decode_header(&mut self, buf: impl Buf) -> Result<foca::Header<Member>, CodecError> {
-        Self::decode(buf)
+        let (dst, src, src_incarnation, message) = Self::decode(buf)?;
+        Ok(foca::Header {
+            src,
+            src_incarnation,
+            dst,
+            message,
+        })
     }
 
     fn encode_member(
@@ -253,7 +280,8 @@ impl foca::Runtime<Member> for Runtime {
     }
 
     fn send_to(&mut self, to: Member, data: &[u8]) {
-        let packet = Bytes::copy_from_slice(data);
+        let receiver = Codec::bytes_of(&to).map_or(0, |bytes| bytes.len());
+        let packet = [&to.as_receiver(), &data[receiver..]].concat().into();
         self.0.push_back(SwimOutput::Send(to.addr, packet));
     }
 
@@ -296,7 +324,15 @@ impl Membership {
     }
 
     pub(crate) fn handle_packet(&mut self, packet: &[u8]) -> Result<(), SwimError> {
-        let result = self.foca.handle_data(packet, &mut self.runtime);
+        let Some((receiver, rest)) = packet.split_first_chunk::<RECEIVER_BYTES>() else {
+            return Err(SwimError(foca::Error::MalformedPacket));
+        };
+        let Some(me) = self.called(*receiver) else {
+            return Ok(());
+        };
+        let me = Codec::bytes_of(&me).expect("a member can be encoded");
+        let packet = [&me, rest].concat();
+        let result = self.foca.handle_data(&packet, &mut self.runtime);
         self.resize();
         result.map_err(SwimError)
     }
@@ -332,10 +368,25 @@ impl Membership {
             .map_err(SwimError)
     }
 
+    /// This node by a short name, perhaps in some other run; `None` when another node is meant.
+    fn called(&self, receiver: [u8; RECEIVER_BYTES]) -> Option<Member> {
+        let me = self.foca.identity();
+        let mine = me.as_receiver();
+        if receiver == mine {
+            return Some(me.clone());
+        }
+        let of_node = ..RECEIVER_BYTES / 2;
+        let is_node = receiver[of_node] == mine[of_node];
+        // No run has generation zero: only what is said to any run of the node will be taken.
+        is_node.then(|| Member {
+            generation: Generation(0),
+            ..me.clone()
+        })
+    }
+
     /// Returns who claims to have sent a packet.
     pub(crate) fn sender(packet: &[u8]) -> Option<Member> {
-        let header: foca::Header<Member> = Codec::decode(packet).ok()?;
-        Some(header.src)
+        Codec::decode(packet.get(RECEIVER_BYTES..)?).ok()
     }
 
     /// Decodes a member of a push-pull.
@@ -522,9 +573,36 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_for_another_node_or_an_earlier_run_is_not_answered() {
+        let (mut a, mut b) = (membership("a"), membership("b"));
+        let sent = |a: &mut Membership, to: Member| {
+            a.call(to).unwrap();
+            let outputs = std::iter::from_fn(|| a.poll_output());
+            let mut packets = outputs.filter_map(|output| match output {
+                SwimOutput::Send(_, packet) => Some(packet),
+                SwimOutput::Up(_)
+                | SwimOutput::Renamed(_)
+                | SwimOutput::Timer(..)
+                | SwimOutput::Down(_) => None,
+            });
+            packets.next().unwrap()
+        };
+        let to_other = sent(&mut a, member("c", 1));
+        b.handle_packet(&to_other).unwrap();
+        assert_eq!(ups(&mut b), []);
+        // A call is for any run of the node.
+        let to_earlier = sent(&mut a, member("b", 7));
+        assert_eq!(Membership::sender(&to_earlier), Some(member("a", 1)));
+        b.handle_packet(&to_earlier).unwrap();
+        assert_eq!(ups(&mut b), [member("a", 1)]);
+    }
+
+    #[test]
     fn hostile_packets_are_errors() {
         let mut a = membership("a");
-        assert!(a.handle_packet(&[0xff; 300]).is_err());
+        let noise = [&a.me().as_receiver()[..], &[0xff; 300]].concat();
+        assert!(a.handle_packet(&noise).is_err());
+        assert!(a.handle_packet(&noise[..7]).is_err());
         let imported = a
             .import(&[Bytes::from_static(b"\xff\xff")], |_| false)
             .unwrap();

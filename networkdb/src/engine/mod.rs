@@ -19,12 +19,14 @@
 //! | `broadcast` | who is sent an event, and when |
 //! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
+//! | `digests` | who compares what with whom when nothing happens |
 //! | `stream`, `sync`, `session`, `ranges` | how what was lost is found and repaired |
 //! | `progress` | nothing: how far a first sync is |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
 //! | `health` | how late this node itself is |
 //! | `reap` | when dead records are forgotten |
+//! | `acquaint` | nothing: it makes very large simulations |
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -42,9 +44,11 @@ use crate::id::{Generation, LamportTime, NetworkId, NodeId};
 use crate::stats::Stats;
 use crate::wire::{self, Message};
 
+mod acquaint;
 mod attachment;
 mod broadcast;
 mod cluster;
+mod digests;
 mod event;
 mod exchange;
 mod feed;
@@ -76,8 +80,9 @@ pub use stream::{JoinToken, StreamId};
 pub use table::{Lookup, Owner, RecordRef, Standing, Table};
 pub use write::WriteError;
 
+use acquaint::Shared;
 use attachment::Attachments;
-use broadcast::Pushes;
+use broadcast::{Pushes, Scope};
 use cluster::Cluster;
 use io::TimerKind;
 use lamport::LamportClock;
@@ -86,7 +91,7 @@ use store::LocalNetwork;
 use stream::Streams;
 
 /// First byte of a datagram's payload: a packet of the failure detector.
-const KIND_SWIM: u8 = 1;
+const KIND_SWIM: u8 = 3;
 /// First byte of a datagram's payload: a gossip message.
 const KIND_GOSSIP: u8 = 2;
 
@@ -107,8 +112,8 @@ pub struct Roster {
 #[derive(Debug, Default)]
 struct RosterInner {
     members: BTreeMap<NodeId, SocketAddr>,
-    /// The same addresses in a row, to draw some of them; `None` when it has to be made anew.
-    drawn_from: Option<Vec<(NodeId, SocketAddr)>>,
+    /// The same in rows, to draw some of them; what is missing has to be made anew.
+    drawn_from: BTreeMap<Scope, Vec<(NodeId, SocketAddr)>>,
     attached: BTreeMap<NetworkId, BTreeSet<NodeId>>,
 }
 
@@ -169,8 +174,8 @@ pub struct Engine {
     /// A push-pull of this run has brought the cluster's clocks.
     knows_time: bool,
     membership: Membership,
-    cluster: Cluster,
-    attachments: Attachments,
+    cluster: Shared<Cluster>,
+    attachments: Shared<Attachments>,
     networks: BTreeMap<NetworkId, LocalNetwork>,
     pushes: Pushes,
     streams: Streams,
@@ -210,9 +215,9 @@ impl Engine {
             network_clock: LamportClock::starting_at(identity.network_time),
             table_clock: LamportClock::starting_at(identity.table_time),
             knows_time: false,
-            cluster: Cluster::of(&member),
+            cluster: Cluster::of(&member).into(),
             membership: Membership::new(member, config.clone(), swim_rng),
-            attachments: Attachments::default(),
+            attachments: Shared::default(),
             networks: BTreeMap::new(),
             pushes: Pushes::default(),
             streams: Streams::default(),
@@ -296,6 +301,7 @@ impl Engine {
                 Message::ClusterDigest { node, digest } => {
                     self.receive_cluster_digest(&node, digest, now);
                 }
+                Message::Digests(digests) => self.receive_digests(&digests, now),
                 Message::PushPull(_)
                 | Message::Offer(_)
                 | Message::Narrow(_)

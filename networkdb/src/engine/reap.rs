@@ -150,7 +150,7 @@ impl Engine {
         let waiting = Waiting {
             kind: WriteKind::Create,
             key: met.key.clone(),
-            rounds: self.config.push_rounds.get(),
+            rounds: 0,
             table,
             written,
         };

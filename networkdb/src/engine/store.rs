@@ -342,7 +342,7 @@ impl Engine {
             key: record.key.clone(),
             written,
             kind: record.kind,
-            rounds: self.config.push_rounds.get(),
+            rounds: 0,
         };
         self.push_entry(&record.network, class, waiting, now);
     }

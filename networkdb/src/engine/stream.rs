@@ -173,7 +173,8 @@ impl Engine {
             Message::Attachment(_)
             | Message::Node(_)
             | Message::NetworkDigest { .. }
-            | Message::ClusterDigest { .. } => self.stats.skipped_unknown += 1,
+            | Message::ClusterDigest { .. }
+            | Message::Digests(_) => self.stats.skipped_unknown += 1,
         }
     }
 

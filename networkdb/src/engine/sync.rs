@@ -107,7 +107,7 @@ impl Engine {
 
     fn send_network_digest(&mut self, network: &NetworkId) {
         let peer = self.random_peer_of(&Scope::Network(network.clone()));
-        let (Some(local), Some(peer)) = (self.networks.get(network), peer) else {
+        let (Some(local), Some((_, peer))) = (self.networks.get(network), peer) else {
             return;
         };
         let message = Message::NetworkDigest {
@@ -116,24 +116,6 @@ impl Engine {
             digest: local.tables.digest(),
         };
         self.send_gossip(peer, &message.encode());
-    }
-
-    /// Sends every digest to one random peer each, and the cluster's to one random member.
-    pub(crate) fn digest_round(&mut self) {
-        let networks: Vec<NetworkId> = self.networks.keys().cloned().collect();
-        for network in networks {
-            self.send_network_digest(&network);
-        }
-        self.compare_cluster();
-        self.schedule_digest_round();
-    }
-
-    pub(crate) fn schedule_digest_round(&mut self) {
-        let jitter = self.rng.random_range(0.8..1.2);
-        self.set_timer(
-            self.config.digest_period.mul_f64(jitter),
-            TimerKind::DigestRound,
-        );
     }
 
     pub(crate) fn receive_network_digest(
@@ -215,7 +197,7 @@ impl Engine {
         let Some(until) = first_until else {
             return;
         };
-        let Some(peer) = self.random_peer_of(&Scope::Network(network.clone())) else {
+        let Some((_, peer)) = self.random_peer_of(&Scope::Network(network.clone())) else {
             self.first_sync_done(network, true);
             return;
         };

@@ -3,6 +3,7 @@
 mod lifecycle;
 mod limits;
 mod rules;
+mod spread;
 mod watching;
 
 use super::*;

@@ -9,10 +9,10 @@ use prost::encoding::{WireType, encode_key, encode_varint, int32};
 use super::batch;
 use super::proto::{self, MessageType};
 use super::{
-    AttachmentRecord, Body, Bytes, Digest, Generation, Key, LamportTime, Message, NARROW_BITS_MAX,
-    NODE_RANGE_BITS_MAX, Narrow, NetworkId, NodeDigests, NodeId, NodeRanges, NodeRecord, Offer,
-    PushPull, RANGE_BITS_MAX, Ranges, STEP_BITS_MAX, Stamp, TableDigest, TableName, TableNarrow,
-    TableRanges, TableRecord, WireError, WriteKind,
+    AttachmentRecord, Body, Bytes, Digest, Digests, Generation, Key, LamportTime, Message,
+    NARROW_BITS_MAX, NODE_RANGE_BITS_MAX, Narrow, NetworkId, NodeDigests, NodeId, NodeRanges,
+    NodeRecord, Offer, PushPull, RANGE_BITS_MAX, Ranges, STEP_BITS_MAX, Stamp, TableDigest,
+    TableName, TableNarrow, TableRanges, TableRecord, WireError, WriteKind,
 };
 use crate::id::Version;
 
@@ -40,6 +40,7 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
                 digest: digest(&message.digest)?,
             }
         }
+        MessageType::Digests => Message::Digests(digests(proto::Digests::decode(data)?)?),
         MessageType::PushPull => {
             Message::PushPull(push_pull(proto::NetworkPushPull::decode(data)?)?)
         }
@@ -107,6 +108,7 @@ pub(super) fn encode(message: &Message) -> Bytes {
                 digest: digest_bytes(*digest),
             },
         ),
+        Message::Digests(all) => pack(MessageType::Digests, &digests_of(all)),
         Message::PushPull(part) => pack(MessageType::PushPull, &push_pull_of(part)),
         Message::Offer(offer) => pack(MessageType::SyncOffer, &offer_of(offer)),
         Message::Narrow(narrow) => pack(MessageType::SyncNarrow, &narrow_of(narrow)),
@@ -153,6 +155,32 @@ fn digest(bytes: &[u8]) -> Converted<Digest> {
 
 fn digest_bytes(digest: Digest) -> Bytes {
     digest.0.to_be_bytes().to_vec().into()
+}
+
+fn digests(message: proto::Digests) -> Converted<Digests> {
+    let network =
+        |sum: proto::digests::Network| Ok((NetworkId::new(sum.network_id)?, digest(&sum.digest)?));
+    let networks = message.networks.into_iter().map(network);
+    Ok(Digests {
+        node: NodeId::new(message.node_name)?,
+        cluster: match message.cluster.is_empty() {
+            true => None,
+            false => Some(digest(&message.cluster)?),
+        },
+        networks: networks.collect::<Converted<_>>()?,
+    })
+}
+
+fn digests_of(all: &Digests) -> proto::Digests {
+    let network = |(network, digest): &(NetworkId, Digest)| proto::digests::Network {
+        network_id: network.to_string(),
+        digest: digest_bytes(*digest),
+    };
+    proto::Digests {
+        node_name: all.node.to_string(),
+        cluster: all.cluster.map_or(Bytes::new(), digest_bytes),
+        networks: all.networks.iter().map(network).collect(),
+    }
 }
 
 fn digests_bytes(digests: &[Digest]) -> Bytes {

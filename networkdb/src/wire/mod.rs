@@ -69,6 +69,8 @@ pub enum Message {
         /// Its digest.
         digest: Digest,
     },
+    /// Several of these digests.
+    Digests(Digests),
     /// The cluster's state, or a part of it.
     PushPull(PushPull),
     /// Opens a sync.
@@ -84,6 +86,17 @@ pub enum Message {
         /// The network that is synced.
         network: NetworkId,
     },
+}
+
+/// What a node compares with one member now and then.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Digests {
+    /// The sender.
+    pub node: NodeId,
+    /// Its digest of the cluster.
+    pub cluster: Option<Digest>,
+    /// Its digests of networks.
+    pub networks: Vec<(NetworkId, Digest)>,
 }
 
 /// Part of the cluster's state.

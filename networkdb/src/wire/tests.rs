@@ -246,7 +246,19 @@ fn messages_about_the_cluster_survive_the_wire() {
         }),
         ..push_pull.clone()
     };
+    let digests = Digests {
+        node: attachment.node.clone(),
+        cluster: None,
+        networks: vec![(attachment.network.clone(), Digest(9))],
+    };
+    let of_the_cluster = Digests {
+        cluster: Some(Digest(1 << 90)),
+        networks: Vec::new(),
+        ..digests.clone()
+    };
     for message in [
+        Message::Digests(digests),
+        Message::Digests(of_the_cluster),
         Message::PushPull(push_pull),
         Message::PushPull(answer),
         Message::Attachment(attachment),

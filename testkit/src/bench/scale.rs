@@ -1,11 +1,13 @@
 //! Large clusters, in the simulator: how long until all know all, and what an event costs each node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bytes::Bytes;
 use networkdb::engine::Lookup;
 use networkdb::wire::frame::DATAGRAM_OVERHEAD;
+use networkdb::wire::{self, Message};
 use networkdb::{Key, NetworkId, TableName};
 
 use super::figure::{Figure, Unit};
@@ -26,8 +28,10 @@ const KIND_GOSSIP: u8 = 2;
 /// Nodes of the largest cluster, unless the command line says otherwise.
 const NODES_MAX: usize = 1_000;
 
-/// The failure detector looks through its members for each update, so simulating ten times the nodes takes almost a
-/// thousand times as long.
+/// Nodes of the largest cluster with a failure detector. It looks through its members for each update, so simulating ten
+/// times the nodes takes almost a thousand times as long; larger clusters know their members from the start.
+const DETECTED_MAX: usize = 1_000;
+
 fn nodes_max(mode: Mode) -> usize {
     mode.nodes.unwrap_or(mode.pick(100, NODES_MAX))
 }
@@ -70,6 +74,8 @@ pub(super) fn scale(mode: Mode, report: &mut Report) -> Result<()> {
             "virtual time; simulated in {:.1?}",
             start.elapsed()
         )));
+        let hops = format!("N={nodes}: hops to the last node");
+        report.add(Figure::of(hops, Unit::Number, &cost.hops));
         for (what, unit, value) in [
             (
                 "copies of an event received by a node",
@@ -98,57 +104,97 @@ pub(super) fn scale(mode: Mode, report: &mut Report) -> Result<()> {
 #[derive(Debug)]
 struct Cost {
     times: Vec<Duration>,
+    /// To the node that was the last to hear of an event by push.
+    hops: Vec<f64>,
     copies: f64,
     datagrams: f64,
     bytes: f64,
     synced: f64,
 }
 
-fn events(nodes: usize) -> Result<Cost> {
-    let (network, table) = (NetworkId::new("bench")?, TableName::new("table")?);
+/// Makes a cluster of which all nodes are attached to a network.
+fn attached(nodes: usize, network: &NetworkId) -> Result<Sim> {
+    if nodes > DETECTED_MAX {
+        return Ok(Sim::acquainted(Setup::new(4), nodes, network));
+    }
     let mut sim = Sim::cluster(Setup::new(4), nodes);
     let formed = sim.run_until(LIMIT, Sim::members_agree);
     formed.context("the members never knew each other")?;
     for node in 0..nodes {
-        sim.with(node, |engine, now| engine.join_network(&network, now))
+        sim.with(node, |engine, now| engine.join_network(network, now))
             .context("the node runs")??;
     }
     let attached = |sim: &Sim| {
-        let count = |node| sim.engine(node).roster().attached(&network).len();
+        let count = |node| sim.engine(node).roster().attached(network).len();
         (0..nodes).all(|node| count(node) == nodes)
     };
     let formed = sim.run_until(LIMIT, attached);
     formed.context("the attachments were never known")?;
+    Ok(sim)
+}
+
+fn events(nodes: usize) -> Result<Cost> {
+    let (network, table) = (NetworkId::new("bench")?, TableName::new("table")?);
+    let mut sim = attached(nodes, &network)?;
     sim.run_for(Duration::from_secs(10));
     let before = totals(&sim);
-    sim.sent = Some(Vec::new());
-    let (mut load, mut times) = (Load::new(15), Vec::new());
+    let (mut load, mut times, mut hops) = (Load::new(15), Vec::new(), Vec::new());
+    let (mut datagrams, mut bytes) = (0, 0);
     for _ in 0..EVENTS {
         let ((key, value), writer) = (load.entry(), load.below(nodes));
+        (sim.sent, sim.received) = (Some(Vec::new()), Some(Vec::new()));
         sim.with(writer, |engine, now| {
             engine.create_entry(&network, &table, &key, value, now)
         })
         .context("the node runs")??;
         times.push(until_seen(&mut sim, (&network, &table, &key))?);
         sim.run_for(PAUSE);
+        let (sent, received) = (sim.sent.take(), sim.received.take());
+        for (_, _, payload) in sent.iter().flatten().filter(|(_, _, p)| is_gossip(p)) {
+            datagrams += 1;
+            bytes += payload.len() + DATAGRAM_OVERHEAD;
+        }
+        hops.push(f64::from(hops_of(
+            &key,
+            writer,
+            &received.unwrap_or_default(),
+        )));
     }
     let (received, synced) = totals(&sim);
-    let sent = sim.sent.take().context("it was recorded")?;
-    let gossip = sent
-        .iter()
-        .filter(|(_, _, p)| p.first() == Some(&KIND_GOSSIP));
-    let (datagrams, bytes) = gossip.fold((0, 0), |(count, bytes), (_, _, payload)| {
-        (count + 1, bytes + payload.len() + DATAGRAM_OVERHEAD)
-    });
     let receptions = ((nodes - 1) * EVENTS) as f64;
     let everywhere = (nodes * EVENTS) as f64;
     Ok(Cost {
         times,
+        hops,
         copies: (received - before.0) as f64 / receptions,
         datagrams: f64::from(datagrams) / everywhere,
         bytes: bytes as f64 / everywhere,
         synced: (synced - before.1) as f64 / receptions,
     })
+}
+
+fn is_gossip(payload: &Bytes) -> bool {
+    payload.first() == Some(&KIND_GOSSIP)
+}
+
+/// Follows a write from node to node by who heard of it first from whom; returns the most steps that this took.
+fn hops_of(key: &Key, writer: usize, received: &[(usize, usize, Bytes)]) -> u32 {
+    let mut hops = BTreeMap::from([(writer, 0)]);
+    let is_it = |message: &Message| {
+        if let Message::Records(records) = message {
+            return records.iter().any(|record| record.key == *key);
+        }
+        matches!(message, Message::Table(record) if record.key == *key)
+    };
+    for (from, to, payload) in received.iter().filter(|(_, _, p)| is_gossip(p)) {
+        let Some(steps) = hops.get(from).copied().filter(|_| !hops.contains_key(to)) else {
+            continue;
+        };
+        if wire::decode(payload.slice(1..)).messages.iter().any(is_it) {
+            hops.insert(*to, steps + 1);
+        }
+    }
+    hops.into_values().max().unwrap_or(0)
 }
 
 /// Lets time pass until all show a key; returns how much that was.

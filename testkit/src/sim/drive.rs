@@ -89,6 +89,10 @@ impl Sim {
         let Ok(opened) = node.seal.open(bytes, from, local, || rng.random()) else {
             return Vec::new();
         };
+        if let (Some(received), Some(from)) = (&mut self.received, self.by_addr.get(&from)) {
+            let payloads = opened.payloads.iter().cloned();
+            received.extend(payloads.map(|payload| (*from, number, payload)));
+        }
         if self.setup.keyring.is_some() {
             let now = self.now;
             let was_taken = self.recorder.as_mut().is_some_and(|all| {

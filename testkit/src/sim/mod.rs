@@ -122,6 +122,8 @@ pub struct Sim {
     downs: Vec<Down>,
     /// Every datagram sent, when asked to keep them: sender, receiver, payload before sealing.
     pub sent: Option<Vec<(usize, usize, Bytes)>>,
+    /// The same of every datagram whose seal was good, when it arrived.
+    pub received: Option<Vec<(usize, usize, Bytes)>>,
 }
 
 #[expect(
@@ -153,6 +155,7 @@ impl Sim {
             offence: None,
             downs: Vec::new(),
             sent: None,
+            received: None,
         }
     }
 
@@ -165,6 +168,26 @@ impl Sim {
             if node > 0 {
                 sim.join(node, 0);
             }
+        }
+        sim
+    }
+
+    /// Makes a simulation of nodes that know each other from the start and are attached to a network. Nobody probes anybody,
+    /// so that there can be more of them than the failure detector can handle here.
+    #[must_use]
+    pub fn acquainted(setup: Setup, count: usize, network: &NetworkId) -> Self {
+        let mut sim = Self::new(setup);
+        for _ in 0..count {
+            let node = sim.add_node();
+            let joined = sim.with(node, |engine, now| engine.join_network(network, now));
+            joined
+                .expect("the node is up")
+                .expect("it is not attached yet");
+        }
+        let engines = sim.nodes.iter_mut().filter_map(|node| node.engine.as_mut());
+        Engine::acquaint(&mut engines.collect::<Vec<_>>(), sim.now);
+        for node in 0..count {
+            sim.drain(node);
         }
         sim
     }

@@ -21,3 +21,32 @@ fn the_same_seed_gives_the_same_run_byte_for_byte() {
     assert_eq!(first, trace(7));
     assert_ne!(first, trace(8));
 }
+
+#[test]
+fn nodes_made_acquainted_show_a_write_and_repair_what_was_lost() {
+    let (network, table) = (
+        NetworkId::new("net").expect("a valid name"),
+        TableName::new("table").expect("a valid name"),
+    );
+    let key = Key::new("key").expect("a valid name");
+    let mut sim = Sim::acquainted(Setup::new(1), 100, &network);
+    assert!(sim.members_agree());
+    sim.set_conditions(Conditions::lossy(0.5));
+    let value = Bytes::from_static(b"value");
+    let created = sim.with(7, |engine, now| {
+        engine.create_entry(&network, &table, &key, value, now)
+    });
+    created.expect("the node is up").expect("the key is free");
+    let agreed = sim.run_until(Duration::from_secs(60), |sim| {
+        let digest = |node| {
+            sim.engine(node)
+                .store()
+                .network(&network)
+                .map(|all| all.digest())
+        };
+        (0..100).all(|node| digest(node) == digest(7))
+    });
+    assert!(agreed.is_some());
+    assert_eq!(sim.engine(99).roster().attached(&network).len(), 100);
+    assert_eq!(sim.downs(), []);
+}

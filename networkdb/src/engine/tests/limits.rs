@@ -90,7 +90,7 @@ fn what_cannot_be_read_is_dropped_and_counted() {
     assert_eq!(take(b"").refused_malformed, 1);
     assert_eq!(take(b"\x02\xff\xff").refused_malformed, 2);
     assert_eq!(take(b"\x09what").skipped_unknown, 1);
-    assert_eq!(take(b"\x01noise").swim_errors, 1);
+    assert_eq!(take(b"\x03noise").swim_errors, 1);
 }
 
 #[test]
