@@ -57,3 +57,25 @@ impl Refusals {
         self.count.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::PROTOCOL_VERSION;
+
+    #[test]
+    fn a_stranger_of_another_version_is_logged_in_one_line_and_counted_each_time() {
+        let refusals = Refusals::default();
+        let from = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        for port in 1..=5 {
+            refusals.report(from(port), SealError::Version(9));
+        }
+        assert_eq!(refusals.count(), 5);
+        assert_eq!(refusals.logged.lock().len(), 1);
+        refusals.report(from(1), SealError::Cluster);
+        assert_eq!(refusals.logged.lock().len(), 2, "another reason is news");
+        let line = SealError::Version(9).to_string();
+        let expected = format!("protocol version 9, this node speaks {PROTOCOL_VERSION}");
+        assert_eq!(line, expected);
+    }
+}
