@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use networkdb::engine::{Engine, Identity, Input, Output, StreamId, Timer};
+use networkdb::wire::Message;
 use networkdb::wire::frame::{DatagramSeal, HELLO_BYTES, Hello};
 use networkdb::{
     Config, Generation, Key, Keyring, LamportTime, NetworkId, NodeId, TableName, wire,
@@ -308,11 +309,22 @@ pub fn key_file(bytes: &[u8]) {
     }
 }
 
+/// One write alone is not sent as several.
+fn plain(message: &Message) -> Message {
+    if let Message::Records(records) = message
+        && let [record] = &records[..]
+    {
+        return Message::Table(record.clone());
+    }
+    message.clone()
+}
+
 /// Protobuf messages are decoded; what passes the checks survives being encoded and decoded again.
 pub fn messages(bytes: &[u8]) {
     let decoded = wire::decode(Bytes::copy_from_slice(bytes));
     let mut encoded = Vec::new();
-    for message in &decoded.messages {
+    let messages: Vec<Message> = decoded.messages.iter().map(plain).collect();
+    for message in &messages {
         let bytes = message.encode();
         let again = wire::decode(bytes.clone());
         assert_eq!(again.messages, std::slice::from_ref(message));
@@ -321,6 +333,6 @@ pub fn messages(bytes: &[u8]) {
     }
     if !encoded.is_empty() {
         let again = wire::decode(wire::compound(encoded));
-        assert_eq!(again.messages, decoded.messages);
+        assert_eq!(again.messages, messages);
     }
 }

@@ -244,6 +244,9 @@ pub(super) fn decode(data: Bytes) -> Result<Vec<TableRecord>, WireError> {
         let table = place(&tables, row.table, "table")?;
         records.push(record(&network, table, owner, time, row)?);
     }
+    if records.is_empty() {
+        return Err(WireError::Field { field: "rows" });
+    }
     Ok(records)
 }
 

@@ -437,7 +437,17 @@ fn records(payload: Bytes) -> Converted<Vec<TableRecord>> {
         }
         table_record(proto::TableEvent::decode(message.data)?)
     };
-    compound.messages.into_iter().map(record).collect()
+    let records: Vec<_> = compound
+        .messages
+        .into_iter()
+        .map(record)
+        .collect::<Converted<_>>()?;
+    let network = records.first().map(|record| &record.network);
+    let are_of_it = |record: &TableRecord| Some(&record.network) == network;
+    if network.is_none() || !records.iter().all(are_of_it) {
+        return Err(WireError::Field { field: "payload" });
+    }
+    Ok(records)
 }
 
 fn range_bits(bits: u32, max: u8) -> Converted<u8> {

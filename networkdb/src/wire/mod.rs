@@ -79,7 +79,7 @@ pub enum Message {
     Narrow(Narrow),
     /// Answers an offer.
     Ranges(Ranges),
-    /// Records of a sync.
+    /// Records of one network, one at least.
     Records(Vec<TableRecord>),
     /// The sender has sent all its records of the ranges.
     SyncEnd {

@@ -319,6 +319,35 @@ fn sync_messages_survive_the_wire() {
     }
 }
 
+#[test]
+fn records_are_of_one_network_and_one_at_least() {
+    let one = record(Body::Tombstone);
+    let mut other = one.clone();
+    other.network = NetworkId::new("other").unwrap();
+    let bulk = |records: &[&TableRecord]| {
+        let events = records
+            .iter()
+            .map(|record| Message::Table((*record).clone()).encode());
+        let payload = convert::compound(events.collect()).encode_to_vec().into();
+        let message = proto::BulkSyncMessage {
+            payload,
+            ..proto::BulkSyncMessage::default()
+        };
+        decode(convert::pack(MessageType::BulkSync, &message))
+    };
+    assert_eq!(bulk(&[&one, &one]).messages.len(), 1);
+    assert_eq!(bulk(&[]).malformed, 1);
+    assert_eq!(bulk(&[&one, &other]).malformed, 1);
+    let batch = proto::TableBatch {
+        network_id: "net".to_owned(),
+        ..proto::TableBatch::default()
+    };
+    assert_eq!(
+        decode(convert::pack(MessageType::TableBatch, &batch)).malformed,
+        1
+    );
+}
+
 proptest! {
     #[test]
     fn no_bytes_can_panic_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
