@@ -8,15 +8,15 @@ use prost::encoding::{WireType, encode_key, encode_varint, int32};
 
 use super::batch;
 use super::proto::{self, MessageType};
+use super::sync::{narrow, narrow_of, offer, offer_of, ranges, ranges_of};
 use super::{
     AttachmentRecord, Body, Bytes, Digest, Digests, Generation, Key, LamportTime, Message,
-    NARROW_BITS_MAX, NODE_RANGE_BITS_MAX, Narrow, NetworkId, NodeDigests, NodeId, NodeRanges,
-    NodeRecord, Offer, PushPull, RANGE_BITS_MAX, Ranges, STEP_BITS_MAX, Stamp, TableDigest,
-    TableName, TableNarrow, TableRanges, TableRecord, WireError, WriteKind,
+    NODE_RANGE_BITS_MAX, NetworkId, NodeDigests, NodeId, NodeRanges, NodeRecord, PushPull, Stamp,
+    TableName, TableRecord, WireError, WriteKind,
 };
 use crate::id::Version;
 
-type Converted<T> = Result<T, WireError>;
+pub(super) type Converted<T> = Result<T, WireError>;
 
 pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
     Ok(match kind {
@@ -146,14 +146,14 @@ pub(super) fn stamp(generation: u64, joined: u64) -> Converted<Stamp> {
     })
 }
 
-fn digest(bytes: &[u8]) -> Converted<Digest> {
+pub(super) fn digest(bytes: &[u8]) -> Converted<Digest> {
     let bytes = bytes
         .try_into()
         .map_err(|_| WireError::Field { field: "digest" })?;
     Ok(Digest(u128::from_be_bytes(bytes)))
 }
 
-fn digest_bytes(digest: Digest) -> Bytes {
+pub(super) fn digest_bytes(digest: Digest) -> Bytes {
     digest.0.to_be_bytes().to_vec().into()
 }
 
@@ -289,7 +289,7 @@ fn network_event_of(record: &AttachmentRecord) -> proto::NetworkEvent {
     }
 }
 
-fn attachments(entries: Vec<proto::NetworkEntry>) -> Converted<Vec<AttachmentRecord>> {
+pub(super) fn attachments(entries: Vec<proto::NetworkEntry>) -> Converted<Vec<AttachmentRecord>> {
     let record = |entry: proto::NetworkEntry| {
         Ok(AttachmentRecord {
             network: NetworkId::new(entry.network_id)?,
@@ -303,7 +303,7 @@ fn attachments(entries: Vec<proto::NetworkEntry>) -> Converted<Vec<AttachmentRec
     entries.into_iter().map(record).collect()
 }
 
-fn attachments_of(records: &[AttachmentRecord]) -> Vec<proto::NetworkEntry> {
+pub(super) fn attachments_of(records: &[AttachmentRecord]) -> Vec<proto::NetworkEntry> {
     let entry = |record: &AttachmentRecord| proto::NetworkEntry {
         network_id: record.network.to_string(),
         l_time: record.time.0,
@@ -448,161 +448,4 @@ fn records(payload: Bytes) -> Converted<Vec<TableRecord>> {
         return Err(WireError::Field { field: "payload" });
     }
     Ok(records)
-}
-
-fn range_bits(bits: u32, max: u8) -> Converted<u8> {
-    match u8::try_from(bits) {
-        Ok(bits) if bits <= max => Ok(bits),
-        Ok(_) | Err(_) => Err(WireError::Field { field: "bits" }),
-    }
-}
-
-/// Low halves of digests, 8 bytes each.
-fn halves(bytes: &[u8]) -> Converted<Vec<u64>> {
-    let half = |bytes: &[u8]| {
-        let bytes = bytes.try_into();
-        let bytes = bytes.map_err(|_| WireError::Field { field: "digests" })?;
-        Ok(u64::from_be_bytes(bytes))
-    };
-    bytes.chunks(8).map(half).collect()
-}
-
-fn halves_bytes(halves: &[u64]) -> Bytes {
-    let bytes = halves.iter().flat_map(|half| half.to_be_bytes());
-    bytes.collect::<Vec<u8>>().into()
-}
-
-fn narrow(message: proto::SyncNarrow) -> Converted<Narrow> {
-    let table = |table: proto::sync_narrow::Table| {
-        let step = range_bits(table.step, STEP_BITS_MAX)?;
-        let bits = range_bits(table.bits, NARROW_BITS_MAX - step)?;
-        let digests = halves(&table.digests)?;
-        if table.ranges.is_empty() || digests.len() != table.ranges.len() << step {
-            return Err(WireError::Field { field: "digests" });
-        }
-        Ok(TableNarrow {
-            differing: checked_ranges(table.table_name, bits, table.ranges)?,
-            step,
-            digests,
-        })
-    };
-    Ok(Narrow {
-        network: NetworkId::new(message.network_id)?,
-        tables: message
-            .tables
-            .into_iter()
-            .map(table)
-            .collect::<Converted<_>>()?,
-        more: message.more,
-    })
-}
-
-fn narrow_of(narrow: &Narrow) -> proto::SyncNarrow {
-    let table = |table: &TableNarrow| proto::sync_narrow::Table {
-        table_name: table.differing.table.to_string(),
-        bits: table.differing.bits.into(),
-        ranges: table.differing.ranges.clone(),
-        step: table.step.into(),
-        digests: halves_bytes(&table.digests),
-    };
-    proto::SyncNarrow {
-        network_id: narrow.network.to_string(),
-        tables: narrow.tables.iter().map(table).collect(),
-        more: narrow.more,
-    }
-}
-
-fn checked_ranges(table: String, bits: u8, ranges: Vec<u32>) -> Converted<TableRanges> {
-    if ranges.iter().any(|range| range >> bits != 0) {
-        return Err(WireError::Field { field: "ranges" });
-    }
-    Ok(TableRanges {
-        table: TableName::new(table)?,
-        bits,
-        ranges,
-    })
-}
-
-fn table_digest(message: &proto::TableDigest) -> Converted<TableDigest> {
-    let bits = range_bits(message.bits, RANGE_BITS_MAX)?;
-    let ranges = halves(&message.ranges)?;
-    if ranges.len() != 1 << bits {
-        return Err(WireError::Field { field: "ranges" });
-    }
-    Ok(TableDigest {
-        table: TableName::new(&message.table_name)?,
-        digest: digest(&message.digest)?,
-        bits,
-        ranges,
-    })
-}
-
-fn offer(message: proto::SyncOffer) -> Converted<Offer> {
-    Ok(Offer {
-        network: NetworkId::new(message.network_id)?,
-        node: NodeId::new(message.node_name)?,
-        network_time: LamportTime(message.l_time),
-        table_time: LamportTime(message.table_time),
-        attachments: attachments(message.attachments)?,
-        tables: message
-            .tables
-            .iter()
-            .map(table_digest)
-            .collect::<Converted<_>>()?,
-        more: message.more,
-    })
-}
-
-fn offer_of(offer: &Offer) -> proto::SyncOffer {
-    let table = |table: &TableDigest| proto::TableDigest {
-        table_name: table.table.to_string(),
-        digest: digest_bytes(table.digest),
-        bits: table.bits.into(),
-        ranges: halves_bytes(&table.ranges),
-    };
-    proto::SyncOffer {
-        network_id: offer.network.to_string(),
-        node_name: offer.node.to_string(),
-        l_time: offer.network_time.0,
-        table_time: offer.table_time.0,
-        attachments: attachments_of(&offer.attachments),
-        tables: offer.tables.iter().map(table).collect(),
-        more: offer.more,
-    }
-}
-
-fn table_ranges(message: proto::sync_ranges::TableRanges) -> Converted<TableRanges> {
-    let bits = range_bits(message.bits, NARROW_BITS_MAX)?;
-    checked_ranges(message.table_name, bits, message.ranges)
-}
-
-fn ranges(message: proto::SyncRanges) -> Converted<Ranges> {
-    Ok(Ranges {
-        network: NetworkId::new(message.network_id)?,
-        node: NodeId::new(message.node_name)?,
-        network_time: LamportTime(message.l_time),
-        table_time: LamportTime(message.table_time),
-        attachments: attachments(message.attachments)?,
-        tables: message
-            .tables
-            .into_iter()
-            .map(table_ranges)
-            .collect::<Converted<_>>()?,
-    })
-}
-
-fn ranges_of(ranges: &Ranges) -> proto::SyncRanges {
-    let table = |table: &TableRanges| proto::sync_ranges::TableRanges {
-        table_name: table.table.to_string(),
-        bits: table.bits.into(),
-        ranges: table.ranges.clone(),
-    };
-    proto::SyncRanges {
-        network_id: ranges.network.to_string(),
-        node_name: ranges.node.to_string(),
-        l_time: ranges.network_time.0,
-        table_time: ranges.table_time.0,
-        attachments: attachments_of(&ranges.attachments),
-        tables: ranges.tables.iter().map(table).collect(),
-    }
 }

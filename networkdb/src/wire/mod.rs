@@ -17,6 +17,7 @@ mod batch;
 mod compress;
 mod convert;
 pub mod frame;
+mod sync;
 
 /// The messages as protobuf defines them, for decoders and for tests that forge them.
 #[expect(missing_docs, reason = "generated from the documented .proto file")]
