@@ -128,6 +128,8 @@ pub struct Swarm {
     next_value: u64,
     /// What will end a fault that has begun: after this many more operations.
     endings: Vec<(usize, Op)>,
+    /// Who was told to join again, and through whom.
+    rejoined: Vec<(usize, usize)>,
     /// The time over which the operations are spread, when it is not as short as it may be.
     spread: Option<Duration>,
 }
@@ -146,6 +148,7 @@ impl Swarm {
             rng,
             next_value: 0,
             endings: Vec::new(),
+            rejoined: Vec::new(),
             spread: None,
         }
     }
@@ -360,16 +363,14 @@ impl Swarm {
                     return Vec::new();
                 }
                 self.endings.push((later, Op::Join(node, through)));
+                self.rejoined.push((node, through));
                 vec![Op::Leave(node)]
             }
             Fault::LostDigest => {
                 self.endings.push((later, Op::Digests(0)));
                 vec![Op::Digests(self.rng.random_range(50..=100))]
             }
-            Fault::StreamReset => {
-                let frames = self.rng.random_range(0..6);
-                vec![Op::Cut(node, frames)]
-            }
+            Fault::StreamReset => vec![Op::Cut(node, self.rng.random_range(0..6))],
             Fault::Burst => {
                 let network = self.rng.random_range(0..self.size.networks);
                 let keys = self.rng.random_range(1_100..BURST_MAX);
@@ -414,6 +415,13 @@ impl Swarm {
             }
             if world.sim.is_running(node) && !world.is_in_cluster(node) && returns {
                 world.act(&Op::Join(node, usize::from(node == 0)))?;
+            }
+        }
+        // Who knows nobody but a node that stays down would stay alone.
+        for (node, through) in std::mem::take(&mut self.rejoined) {
+            let is_out = !world.sim.is_running(node) || !world.is_in_cluster(node);
+            if !is_out && world.sim.engine_if_up(through).is_none() {
+                world.act(&Op::Join(node, 0))?;
             }
         }
         Ok(())
