@@ -102,6 +102,8 @@ pub(crate) struct Waiting {
 pub(crate) struct EntryQueue {
     pub own: VecDeque<Waiting>,
     relays: VecDeque<Waiting>,
+    /// An own write was too large for a datagram.
+    has_large: bool,
     pub feeds: Feeds,
 }
 
@@ -421,6 +423,9 @@ impl Engine {
         for (class, waiting) in again {
             queue.push(class, waiting);
         }
+        if is_empty && std::mem::take(&mut queue.has_large) {
+            self.announce_digest(network, &peers);
+        }
         if queue.len() > 0 || !queue.feeds.is_empty() {
             self.pushes.networks.insert(network.clone(), queue);
         }
@@ -449,7 +454,8 @@ impl Engine {
                     queue.put_back(class, waiting);
                     return false;
                 }
-                // Too large for a datagram: left to digests.
+                // Too large for a datagram: announced by the digest, fetched by a sync.
+                queue.has_large |= class == Class::Own;
                 continue;
             }
             batch.push(&record);

@@ -37,6 +37,8 @@ pub(crate) struct NetworkSync {
     first_until: Option<Instant>,
     /// When the first sync was done.
     first_synced: Option<Instant>,
+    /// A difference was left to a sync that was under way.
+    looks_again: bool,
     /// Since when a difference is left to feeds.
     differs_since: Option<Instant>,
     /// How far the first sync is.
@@ -107,7 +109,14 @@ impl Engine {
 
     fn send_network_digest(&mut self, network: &NetworkId) {
         let peer = self.random_peer_of(&Scope::Network(network.clone()));
-        let (Some(local), Some((_, peer))) = (self.networks.get(network), peer) else {
+        if let Some((_, peer)) = peer {
+            self.announce_digest(network, &[peer]);
+        }
+    }
+
+    /// Tells peers what this node holds of a network, so that those who hold something else fetch it.
+    pub(crate) fn announce_digest(&mut self, network: &NetworkId, peers: &[SocketAddr]) {
+        let Some(local) = self.networks.get(network) else {
             return;
         };
         let message = Message::NetworkDigest {
@@ -115,7 +124,10 @@ impl Engine {
             node: self.me.clone(),
             digest: local.tables.digest(),
         };
-        self.send_gossip(peer, &message.encode());
+        let message = message.encode();
+        for peer in peers {
+            self.send_gossip(*peer, &message);
+        }
     }
 
     pub(crate) fn receive_network_digest(
@@ -148,6 +160,9 @@ impl Engine {
     fn will_be_equal(&mut self, network: &NetworkId, now: Instant) -> bool {
         let is_sync = |stream: &Stream| matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network);
         if self.streams.all().any(is_sync) {
+            if let Some(local) = self.networks.get_mut(network) {
+                local.sync.looks_again = true;
+            }
             return true;
         }
         let is_feed =
@@ -242,6 +257,11 @@ impl Engine {
             self.first_sync_ended(&sync.network, now);
         } else {
             self.stats.syncs_failed += 1;
+        }
+        let local = self.networks.get_mut(&sync.network);
+        if local.is_some_and(|local| std::mem::take(&mut local.sync.looks_again)) {
+            // Whoever was left waiting for this sync is told by the digest that follows.
+            self.touch(&sync.network, now);
         }
         if !matches!(id, StreamId::Outgoing(_)) {
             return;

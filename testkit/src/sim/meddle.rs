@@ -88,7 +88,7 @@ fn is_digest(message: &Bytes) -> bool {
     messages.iter().any(|message| {
         matches!(
             message,
-            Message::NetworkDigest { .. } | Message::ClusterDigest { .. }
+            Message::NetworkDigest { .. } | Message::ClusterDigest { .. } | Message::Digests(_)
         )
     })
 }

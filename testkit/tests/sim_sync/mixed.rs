@@ -15,6 +15,8 @@ const TYPE_UNKNOWN: u8 = 99;
 const TYPE_COMPOUND: u8 = 5;
 const TYPE_TABLE_BATCH: u8 = 105;
 const TYPE_SYNC_NARROW: u8 = 106;
+/// Stands alone in its frame.
+const TYPE_COMPRESSED: u8 = 110;
 
 /// A message's type and the message named by it, encoded.
 fn split(message: &Bytes) -> (u8, Bytes) {
@@ -69,7 +71,7 @@ fn from_newer(passing: &Passing) -> Option<Bytes> {
     }
     let (kind, data) = split(&passing.message);
     let message = extended(&join(kind, &extended(&data)));
-    if kind == TYPE_COMPOUND {
+    if matches!(kind, TYPE_COMPOUND | TYPE_COMPRESSED) {
         return Some(message);
     }
     let news = join(TYPE_UNKNOWN, b"news");
