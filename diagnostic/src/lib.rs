@@ -26,6 +26,7 @@
 //! status (400, 408, 413, 414, 431). Each routed request leaves one line in the log, which never holds a value.
 
 mod audit;
+mod body;
 mod cluster;
 mod entries;
 mod failure;
@@ -38,6 +39,7 @@ mod server;
 mod service;
 mod status;
 mod value;
+mod web;
 
 pub use failure::Failure;
 pub use params::Params;

@@ -19,7 +19,8 @@ use tracing::{debug, warn};
 
 use crate::patience::Patience;
 use crate::routes::Routes;
-use crate::{service, status};
+use crate::service::{self, Site};
+use crate::{status, web};
 
 /// Connections at the same time. Further ones wait in the listener's backlog until one of these ends.
 const CONNECTIONS_MAX: usize = 256;
@@ -55,7 +56,7 @@ pub struct BindError {
 pub struct Server {
     listener: TcpListener,
     addr: SocketAddr,
-    routes: Routes,
+    site: Site,
 }
 
 /// A server that answers. Dropping this leaves it running to the end of the process.
@@ -84,14 +85,15 @@ impl Server {
         Ok(Self {
             listener,
             addr,
-            routes: Routes::default(),
+            site: Site::default(),
         })
     }
 
     /// Answers the paths of another server too: for a server that moves to another port.
     #[must_use]
-    pub fn with_routes(self, routes: Routes) -> Self {
-        Self { routes, ..self }
+    pub fn with_routes(mut self, routes: Routes) -> Self {
+        self.site.routes = routes;
+        self
     }
 
     /// Returns the address with the port that was taken.
@@ -103,21 +105,22 @@ impl Server {
     /// Returns the registry, to mount more endpoints.
     #[must_use]
     pub fn routes(&self) -> &Routes {
-        &self.routes
+        &self.site.routes
     }
 
     /// Starts to answer for a node, in a task of its own.
     #[must_use]
-    pub fn serve(self, db: NetworkDb) -> Running {
-        status::mount(&self.routes, &db);
+    pub fn serve(mut self, db: NetworkDb) -> Running {
+        status::mount(&self.site.routes, &db);
+        self.site.web = web::router(&db);
         self.run()
     }
 
     /// Starts to answer what is mounted.
     pub(crate) fn run(self) -> Running {
         let (stop, stopped) = watch::channel(false);
-        let routes = self.routes.clone();
-        let task = tokio::spawn(accept(self.listener, routes.clone(), stopped));
+        let routes = self.site.routes.clone();
+        let task = tokio::spawn(accept(self.listener, self.site, stopped));
         Running {
             addr: self.addr,
             routes,
@@ -150,7 +153,7 @@ impl Running {
 }
 
 /// Accepts until stopped, then sees the connections off.
-async fn accept(listener: TcpListener, routes: Routes, mut stopped: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, site: Site, mut stopped: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -158,7 +161,7 @@ async fn accept(listener: TcpListener, routes: Routes, mut stopped: watch::Recei
             () = asked(&mut stopped) => break,
             Some(ended) = connections.join_next() => report(ended),
             (stream, remote, place) = next(&listener, &places) => {
-                connections.spawn(connection(stream, remote, place, routes.clone(), stopped.clone()));
+                connections.spawn(connection(stream, remote, place, site.clone(), stopped.clone()));
             }
         }
     }
@@ -200,14 +203,14 @@ async fn connection(
     stream: TcpStream,
     remote: SocketAddr,
     _place: OwnedSemaphorePermit,
-    routes: Routes,
+    site: Site,
     mut stopped: watch::Receiver<bool>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%remote, %error, "no delay refused");
     }
     let answer = service_fn(|request| async {
-        Ok::<_, Infallible>(service::answer(&routes, request, remote).await)
+        Ok::<_, Infallible>(service::answer(&site, request, remote).await)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

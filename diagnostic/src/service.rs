@@ -4,17 +4,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use tokio::time::timeout;
+use tower_service::Service;
 
-use crate::audit;
+use crate::body::Body;
 use crate::params::{Params, decode_path};
 use crate::reply::Format;
 use crate::routes::{Request, Routes, cleaned};
+use crate::{audit, web};
 
 /// Largest body: room for a value of 1 MiB in base64 with every byte escaped, and for the names beside it.
 pub(crate) const BODY_BYTES_MAX: usize = 5 << 20;
@@ -22,8 +24,17 @@ pub(crate) const BODY_BYTES_MAX: usize = 5 << 20;
 /// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A response in one piece.
-pub(crate) type Response = hyper::Response<Full<Bytes>>;
+/// What a client gets.
+pub(crate) type Response = hyper::Response<Body>;
+
+/// All that one server answers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Site {
+    /// Docker's paths and those of other layers.
+    pub(crate) routes: Routes,
+    /// The paths that [`web::owns`] names.
+    pub(crate) web: axum::Router,
+}
 
 /// A response and what the log says about it.
 struct Answered {
@@ -40,16 +51,34 @@ struct Refused {
 
 /// Answers one request.
 pub(crate) async fn answer(
-    routes: &Routes,
+    site: &Site,
     request: hyper::Request<Incoming>,
     remote: SocketAddr,
 ) -> Response {
+    if web::owns(request.uri().path()) {
+        return answer_web(site.web.clone(), request, remote).await;
+    }
     let (head, body) = request.into_parts();
-    let answered = handle(routes, &head, body, remote)
+    let answered = handle(&site.routes, &head, body, remote)
         .await
         .unwrap_or_else(Refused::into_answered);
     audit::log(remote, &answered.method, &head.uri, &answered.outcome);
     answered.response
+}
+
+/// Answers one request with a status of its own.
+async fn answer_web(
+    mut web: axum::Router,
+    request: hyper::Request<Incoming>,
+    remote: SocketAddr,
+) -> Response {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let response = match web.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    audit::log(remote, method.as_str(), &uri, response.status().as_str());
+    response.map(Body::Streamed)
 }
 
 async fn handle(
@@ -86,7 +115,7 @@ async fn handle(
         })
         .await;
     let rendered = reply.render(format);
-    let mut response = Response::new(Full::from(rendered.body));
+    let mut response = Response::new(Body::from(rendered.body));
     let content_type = HeaderValue::from_static(rendered.content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     Ok(Answered {
@@ -150,7 +179,7 @@ fn redirect(clean: &str, head: &Parts) -> Result<Answered, Refused> {
             .replace('"', "&#34;")
             .replace('\'', "&#39;");
         let page = format!("<a href=\"{link}\">Temporary Redirect</a>.\n\n");
-        *response.body_mut() = Full::from(page);
+        *response.body_mut() = Body::from(page);
         let content_type = HeaderValue::from_static("text/html; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, content_type);
     }
@@ -193,7 +222,7 @@ impl Refused {
 
     /// Makes the response; the connection ends with it, because the rest of the request may still be on its way.
     fn into_answered(self) -> Answered {
-        let mut response = Response::new(Full::from(format!("{}: {}\n", self.status, self.reason)));
+        let mut response = Response::new(Body::from(format!("{}: {}\n", self.status, self.reason)));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         let text = HeaderValue::from_static("text/plain; charset=utf-8");

@@ -1,0 +1,32 @@
+//! The paths that are no part of Docker's API: `/v1/`, `/metrics` and `/ui`.
+
+use axum::Router;
+use networkdb::node::NetworkDb;
+
+/// Returns true for a path that the router answers.
+pub(crate) fn owns(path: &str) -> bool {
+    let first = path
+        .strip_prefix('/')
+        .and_then(|rest| rest.split('/').next());
+    first.is_some_and(|name| ["v1", "metrics", "ui"].contains(&name))
+}
+
+/// Makes the router of a node.
+pub(crate) fn router(_db: &NetworkDb) -> Router {
+    Router::new()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_segment_decides() {
+        for own in ["/v1", "/v1/", "/v1/node", "/metrics", "/ui", "/ui/"] {
+            assert!(owns(own), "{own}");
+        }
+        for other in ["/", "", "/ready", "/v10", "/V1", "//v1", "/x/v1"] {
+            assert!(!owns(other), "{other}");
+        }
+    }
+}
