@@ -553,7 +553,7 @@ impl super::Roster {
     }
 
     /// Draws up to so many of everybody else in the scope.
-    fn some(
+    pub(crate) fn some(
         &self,
         scope: &Scope,
         count: usize,

@@ -275,7 +275,7 @@ impl Engine {
             Purpose::PushPull(exchange) => {
                 self.push_pull_ended(stream.peer, exchange, outcome, now);
             }
-            Purpose::Sync(sync) => self.sync_ended(id, &sync, outcome.is_ok(), now),
+            Purpose::Sync(sync) => self.sync_ended(&sync, outcome.is_ok(), now),
             Purpose::Feed(network) => self.feed_ended(id, &network, outcome.is_err(), now),
         }
     }

@@ -17,11 +17,14 @@ use super::broadcast::Scope;
 use super::event::Digest;
 use super::progress::Progress;
 use super::session::Sync;
-use super::stream::{Purpose, Stream, StreamId};
+use super::stream::{Purpose, Stream};
 use super::{Engine, Output, TimerKind};
 use crate::id::{NetworkId, NodeId};
 use crate::wire::Message;
 
+/// How long a node that was alone on a network leaves the first sync to the one that has just joined it: with both of them
+/// opening one, everything would travel twice.
+const FIRST_SYNC_LEFT: Duration = Duration::from_millis(50);
 /// How long a difference is left to an open feed.
 const FEED_HOLDS: Duration = Duration::from_secs(3);
 
@@ -35,6 +38,8 @@ pub(crate) struct NetworkSync {
     again_timer_set: bool,
     /// The first sync is still to be done, by this time.
     first_until: Option<Instant>,
+    /// With whom the first sync was tried last.
+    first_tried: Option<SocketAddr>,
     /// When the first sync was done.
     first_synced: Option<Instant>,
     /// A difference was left to a sync that was under way.
@@ -158,8 +163,7 @@ impl Engine {
     /// Whether something is under way that may make the difference go away by itself: a sync with anybody, or a feed,
     /// though no feed keeps syncs away for long.
     fn will_be_equal(&mut self, network: &NetworkId, now: Instant) -> bool {
-        let is_sync = |stream: &Stream| matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network);
-        if self.streams.all().any(is_sync) {
+        if self.is_in_sync(network) {
             if let Some(local) = self.networks.get_mut(network) {
                 local.sync.looks_again = true;
             }
@@ -175,10 +179,16 @@ impl Engine {
         })
     }
 
+    /// Whether this node has opened a sync that is under way.
     fn is_syncing(&self, network: &NetworkId) -> bool {
-        self.streams.outgoing().any(|(_, stream)| {
-            matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network)
-        })
+        self.streams
+            .outgoing()
+            .any(|(_, stream)| syncs(stream, network))
+    }
+
+    /// Whether a sync is under way, whoever has opened it.
+    fn is_in_sync(&self, network: &NetworkId) -> bool {
+        self.streams.all().any(|stream| syncs(stream, network))
     }
 
     /// Opens a sync of a network with a peer, unless one is under way.
@@ -212,7 +222,7 @@ impl Engine {
         let Some(until) = first_until else {
             return;
         };
-        let Some((_, peer)) = self.random_peer_of(&Scope::Network(network.clone())) else {
+        let Some(peer) = self.first_sync_peer(network) else {
             self.first_sync_done(network, true);
             return;
         };
@@ -220,20 +230,39 @@ impl Engine {
             self.first_sync_done(network, false);
             return;
         }
-        self.start_sync(network, peer, now);
+        if !self.is_in_sync(network) {
+            if let Some(local) = self.networks.get_mut(network) {
+                local.sync.first_tried = Some(peer);
+            }
+            self.start_sync(network, peer, now);
+        }
         self.tell_progress(network, now);
         // Looks again whether the sync has failed, or the time is up.
         let again = Duration::from_millis(200).min(until - now);
         self.set_timer(again, TimerKind::FirstSync(network.clone()));
     }
 
-    /// A network that has never been synced is, as soon as somebody else is attached to it.
+    /// Draws an attached peer, another one than last time when there is one: that one may be dead.
+    fn first_sync_peer(&mut self, network: &NetworkId) -> Option<SocketAddr> {
+        let scope = Scope::Network(network.clone());
+        let tried = self.networks.get(network)?.sync.first_tried;
+        let mut peers = self.roster.some(&scope, 2, &self.me, &mut self.rng);
+        if peers.len() > 1 {
+            peers.retain(|(_, peer)| Some(*peer) != tried);
+        }
+        peers.pop().map(|(_, peer)| peer)
+    }
+
+    /// A network that has never been synced is, once somebody else is attached to it.
     pub(crate) fn sync_if_never(&mut self, network: &NetworkId, peer: &NodeId, now: Instant) {
-        let local = self.networks.get(network);
-        let is_new = local.is_some_and(|local| local.sync.first_synced.is_none());
-        let addr = self.roster.addr(peer).filter(|_| *peer != self.me);
-        if let Some(addr) = addr.filter(|_| is_new) {
-            self.start_sync(network, addr, now);
+        let until = now + self.config.join_network_timeout;
+        let local = self
+            .networks
+            .get_mut(network)
+            .filter(|local| local.sync.first_synced.is_none() && local.sync.first_until.is_none());
+        if let Some(local) = local.filter(|_| *peer != self.me) {
+            local.sync.first_until = Some(until);
+            self.set_timer(FIRST_SYNC_LEFT, TimerKind::FirstSync(network.clone()));
         }
     }
 
@@ -247,7 +276,7 @@ impl Engine {
         }
     }
 
-    pub(crate) fn sync_ended(&mut self, id: StreamId, sync: &Sync, is_done: bool, now: Instant) {
+    pub(crate) fn sync_ended(&mut self, sync: &Sync, is_done: bool, now: Instant) {
         if is_done {
             self.stats.syncs_completed += 1;
             if let Some(local) = self.networks.get_mut(&sync.network) {
@@ -263,9 +292,6 @@ impl Engine {
             // Whoever was left waiting for this sync is told by the digest that follows.
             self.touch(&sync.network, now);
         }
-        if !matches!(id, StreamId::Outgoing(_)) {
-            return;
-        }
         let first_is_due = self
             .networks
             .get(&sync.network)
@@ -274,4 +300,8 @@ impl Engine {
             self.first_sync_done(&sync.network, true);
         }
     }
+}
+
+fn syncs(stream: &Stream, network: &NetworkId) -> bool {
+    matches!(&stream.purpose, Purpose::Sync(sync) if sync.network == *network)
 }

@@ -387,7 +387,7 @@ impl Driver {
                 }
                 Output::NetworkReady { network, is_synced } => {
                     if !is_synced {
-                        tracing::warn!(%network, "joined, the first sync goes on in the background");
+                        tracing::warn!(%network, "first sync not done in time, it goes on in the background");
                     }
                     for to in self.state.networks.remove(&network).unwrap_or_default() {
                         reply(to, Ok(()));
