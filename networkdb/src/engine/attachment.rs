@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::broadcast::{Class, Scope, Subject};
-use super::event::AttachmentRecord;
+use super::event::{AttachmentRecord, Digest};
 use super::exchange::RangeSums;
 use super::{Engine, Output, Roster, Rule};
 use crate::id::{LamportTime, NetworkId, NodeId, Stamp};
@@ -180,6 +180,13 @@ impl Attachments {
             .filter(|(_, known)| known.is_exchanged(now))
             .map(|(node, known)| record(network, node, known, now))
             .collect()
+    }
+
+    /// Sums up what [`Attachments::export`] returns.
+    pub(crate) fn digest(&self, network: &NetworkId, now: u64) -> Digest {
+        let records = self.export(network, now);
+        let digests = records.iter().map(AttachmentRecord::digest);
+        digests.fold(Digest::default(), Digest::plus)
     }
 
     /// The attachments of a node as records to be sent.

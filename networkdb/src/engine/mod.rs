@@ -306,6 +306,7 @@ impl Engine {
                 | Message::Offer(_)
                 | Message::Narrow(_)
                 | Message::Ranges(_)
+                | Message::Attachments { .. }
                 | Message::SyncEnd { .. } => self.stats.skipped_unknown += 1,
             }
         }

@@ -7,13 +7,13 @@
 //!
 //! Relies on: frames of a stream arrive in order. Implements `docs/ALGORITHM.md`, section "Anti-entropy".
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::event::{Digest, TableRecord, record_digest};
+use super::event::{AttachmentRecord, Digest, TableRecord, record_digest};
 use super::ranges::{bounds, differing, differing_in, narrowed, narrowed_again, offer_of};
 use super::stream::{FRAME_BYTES, Purpose, StreamId};
 use super::table::{RecordRef, Table, range_of};
@@ -29,6 +29,11 @@ const NARROWINGS: u8 = 2;
 const NARROW_DIGESTS: usize = 16 * 1_024;
 /// Range digests in one offer message.
 const OFFER_RANGES: usize = 1 << RANGE_BITS_MAX;
+
+/// Attachments in one message.
+const ATTACHMENTS: usize = 500;
+/// Attachments that the answerer may list.
+const LISTED_MAX: usize = 1 << 20;
 
 /// Where a sync stands.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -50,6 +55,10 @@ enum Phase {
 pub(crate) struct Sync {
     pub network: NetworkId,
     phase: Phase,
+    /// What the opener knows of attachments is not what the answerer knows.
+    attachments_differ: bool,
+    /// The attachments that the answerer has listed.
+    listed: BTreeSet<Digest>,
     offered: Vec<TableDigest>,
     ranges: Vec<TableRanges>,
     /// What the opener has cut so far.
@@ -72,6 +81,8 @@ impl Sync {
         Self {
             network,
             phase: Phase::Offer,
+            attachments_differ: false,
+            listed: BTreeSet::new(),
             offered: Vec::new(),
             ranges: Vec::new(),
             narrow: Vec::new(),
@@ -84,12 +95,15 @@ impl Sync {
 impl Engine {
     pub(crate) fn offer_frames(&self, network: &NetworkId, now: Instant) -> VecDeque<Bytes> {
         let tables = self.local_tables(network);
+        let mut attachments = self.attachments.export(network, self.millis(now));
+        attachments.retain(|record| record.node == self.me);
         let mut offer = Offer {
             network: network.clone(),
             node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
-            attachments: self.attachments.export(network, self.millis(now)),
+            attachments,
+            attachments_digest: self.attachments.digest(network, self.millis(now)),
             tables: Vec::new(),
             more: true,
         };
@@ -120,6 +134,7 @@ impl Engine {
             now,
         );
         let is_entitled = self.attachments.is_attached(&offer.network, &offer.node);
+        let known = self.attachments.digest(&offer.network, self.millis(now));
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
@@ -139,6 +154,7 @@ impl Engine {
             return;
         }
         sync.offered.extend(offer.tables);
+        sync.attachments_differ = offer.attachments_digest != known;
         if offer.more {
             return;
         }
@@ -174,15 +190,23 @@ impl Engine {
         ranges: Vec<TableRanges>,
         now: Instant,
     ) {
+        let differ = self
+            .sync_mut(id)
+            .is_some_and(|sync| sync.attachments_differ);
+        let mut frames = if differ {
+            self.attachment_frames(network, &BTreeSet::new(), now)
+        } else {
+            Vec::new()
+        };
         let answer = Message::Ranges(Ranges {
             network: network.clone(),
             node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
-            attachments: self.attachments.export(network, self.millis(now)),
             tables: ranges.clone(),
         });
-        self.set_phase(id, Phase::Send, ranges, vec![answer.encode()]);
+        frames.push(answer.encode());
+        self.set_phase(id, Phase::Send, ranges, frames);
     }
 
     /// Ranges that differ, cut into smaller ones: the opener cuts them once more, then the answerer knows enough.
@@ -248,7 +272,7 @@ impl Engine {
 
     fn import_attachments(
         &mut self,
-        attachments: &[super::AttachmentRecord],
+        attachments: &[AttachmentRecord],
         network_time: LamportTime,
         table_time: LamportTime,
         now: Instant,
@@ -262,20 +286,71 @@ impl Engine {
     }
 
     pub(crate) fn ranges_received(&mut self, id: StreamId, ranges: Ranges, now: Instant) {
-        self.import_attachments(
-            &ranges.attachments,
-            ranges.network_time,
-            ranges.table_time,
-            now,
-        );
-        let expected = self
+        let is_followed = self.follow_clocks(ranges.network_time, ranges.table_time);
+        let sync = self
             .sync_mut(id)
-            .is_some_and(|sync| sync.phase == Phase::Offer && sync.network == ranges.network);
-        if !expected || !matches!(id, StreamId::Outgoing(_)) {
+            .filter(|sync| sync.phase == Phase::Offer && sync.network == ranges.network);
+        let Some(sync) = sync.filter(|_| matches!(id, StreamId::Outgoing(_))) else {
             self.abandon_stream(id, "the other node broke the protocol", now);
             return;
+        };
+        let listed = std::mem::take(&mut sync.listed);
+        let rest = if listed.is_empty() || !is_followed {
+            Vec::new()
+        } else {
+            self.attachment_frames(&ranges.network, &listed, now)
+        };
+        self.set_phase(id, Phase::Receive, ranges.tables, rest);
+    }
+
+    /// Lists who is attached, but for what the other side has listed.
+    fn attachment_frames(
+        &self,
+        network: &NetworkId,
+        listed: &BTreeSet<Digest>,
+        now: Instant,
+    ) -> Vec<Bytes> {
+        let mut records = self.attachments.export(network, self.millis(now));
+        records.retain(|record| !listed.contains(&record.digest()));
+        let message = |records: &[AttachmentRecord]| {
+            let (network, attachments) = (network.clone(), records.to_vec());
+            let message = Message::Attachments {
+                network,
+                attachments,
+            };
+            message.encode()
+        };
+        records.chunks(ATTACHMENTS).map(message).collect()
+    }
+
+    /// The two sides differ in who is attached: the answerer lists all that it knows, then the opener what is beyond that.
+    pub(crate) fn attachments_received(
+        &mut self,
+        id: StreamId,
+        network: &NetworkId,
+        attachments: &[AttachmentRecord],
+        now: Instant,
+    ) {
+        let is_from_answerer = matches!(id, StreamId::Outgoing(_));
+        let sync = self.sync_mut(id).filter(|sync| {
+            sync.network == *network
+                && (sync.phase == Phase::Offer) == is_from_answerer
+                && sync.listed.len() < LISTED_MAX
+        });
+        let Some(sync) = sync else {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return;
+        };
+        if is_from_answerer {
+            let digests = attachments.iter().map(AttachmentRecord::digest);
+            sync.listed.extend(digests);
         }
-        self.set_phase(id, Phase::Receive, ranges.tables, Vec::new());
+        for attachment in attachments
+            .iter()
+            .filter(|record| record.network == *network)
+        {
+            self.apply_attachment(attachment, now);
+        }
     }
 
     fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {

@@ -167,6 +167,10 @@ impl Engine {
             Message::Offer(offer) => self.offer_received(id, offer, now),
             Message::Narrow(narrow) => self.narrow_received(id, narrow, now),
             Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
+            Message::Attachments {
+                network,
+                attachments,
+            } => self.attachments_received(id, &network, &attachments, now),
             Message::Records(records) => self.records_received(id, &records, now),
             Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
             Message::Table(record) => self.records_received(id, &[record], now),

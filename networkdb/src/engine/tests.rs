@@ -4,6 +4,7 @@ mod lifecycle;
 mod limits;
 mod rules;
 mod spread;
+mod syncing;
 mod watching;
 
 use super::*;

@@ -51,6 +51,13 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
         MessageType::SyncOffer => Message::Offer(offer(proto::SyncOffer::decode(data)?)?),
         MessageType::SyncNarrow => Message::Narrow(narrow(proto::SyncNarrow::decode(data)?)?),
         MessageType::SyncRanges => Message::Ranges(ranges(proto::SyncRanges::decode(data)?)?),
+        MessageType::SyncAttachments => {
+            let message = proto::SyncAttachments::decode(data)?;
+            Message::Attachments {
+                network: NetworkId::new(message.network_id)?,
+                attachments: attachments(message.attachments)?,
+            }
+        }
         MessageType::SyncEnd => Message::SyncEnd {
             network: NetworkId::new(proto::SyncEnd::decode(data)?.network_id)?,
         },
@@ -113,6 +120,16 @@ pub(super) fn encode(message: &Message) -> Bytes {
         Message::Offer(offer) => pack(MessageType::SyncOffer, &offer_of(offer)),
         Message::Narrow(narrow) => pack(MessageType::SyncNarrow, &narrow_of(narrow)),
         Message::Ranges(ranges) => pack(MessageType::SyncRanges, &ranges_of(ranges)),
+        Message::Attachments {
+            network,
+            attachments,
+        } => pack(
+            MessageType::SyncAttachments,
+            &proto::SyncAttachments {
+                network_id: network.to_string(),
+                attachments: attachments_of(attachments),
+            },
+        ),
         Message::SyncEnd { network } => pack(
             MessageType::SyncEnd,
             &proto::SyncEnd {

@@ -80,6 +80,13 @@ pub enum Message {
     Narrow(Narrow),
     /// Answers an offer.
     Ranges(Ranges),
+    /// Who is attached, when the two sides of a sync differ in that.
+    Attachments {
+        /// The network that is synced.
+        network: NetworkId,
+        /// The attachments.
+        attachments: Vec<AttachmentRecord>,
+    },
     /// Records of one network, one at least.
     Records(Vec<TableRecord>),
     /// The sender has sent all its records of the ranges.
@@ -187,8 +194,10 @@ pub struct Offer {
     pub network_time: LamportTime,
     /// Its table time.
     pub table_time: LamportTime,
-    /// Who is attached, as the sender knows it.
+    /// Its own attachment.
     pub attachments: Vec<AttachmentRecord>,
+    /// Sum over all attachments that it knows.
+    pub attachments_digest: Digest,
     /// What the sender holds.
     pub tables: Vec<TableDigest>,
     /// Another part follows.
@@ -217,8 +226,6 @@ pub struct Ranges {
     pub network_time: LamportTime,
     /// Its table time.
     pub table_time: LamportTime,
-    /// Who is attached, as the sender knows it.
-    pub attachments: Vec<AttachmentRecord>,
     /// What differs.
     pub tables: Vec<TableRanges>,
 }

@@ -103,6 +103,7 @@ pub(super) fn offer(message: proto::SyncOffer) -> Converted<Offer> {
         network_time: LamportTime(message.l_time),
         table_time: LamportTime(message.table_time),
         attachments: attachments(message.attachments)?,
+        attachments_digest: digest(&message.attachments_digest)?,
         tables: message
             .tables
             .iter()
@@ -125,6 +126,7 @@ pub(super) fn offer_of(offer: &Offer) -> proto::SyncOffer {
         l_time: offer.network_time.0,
         table_time: offer.table_time.0,
         attachments: attachments_of(&offer.attachments),
+        attachments_digest: digest_bytes(offer.attachments_digest),
         tables: offer.tables.iter().map(table).collect(),
         more: offer.more,
     }
@@ -141,7 +143,6 @@ pub(super) fn ranges(message: proto::SyncRanges) -> Converted<Ranges> {
         node: NodeId::new(message.node_name)?,
         network_time: LamportTime(message.l_time),
         table_time: LamportTime(message.table_time),
-        attachments: attachments(message.attachments)?,
         tables: message
             .tables
             .into_iter()
@@ -161,7 +162,6 @@ pub(super) fn ranges_of(ranges: &Ranges) -> proto::SyncRanges {
         node_name: ranges.node.to_string(),
         l_time: ranges.network_time.0,
         table_time: ranges.table_time.0,
-        attachments: attachments_of(&ranges.attachments),
         tables: ranges.tables.iter().map(table).collect(),
     }
 }

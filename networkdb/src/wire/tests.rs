@@ -277,6 +277,7 @@ fn sync_messages_survive_the_wire() {
         network_time: LamportTime(1),
         table_time: LamportTime(2),
         attachments: vec![attachment.clone()],
+        attachments_digest: Digest(4),
         tables: vec![TableDigest {
             table: TableName::new("t").unwrap(),
             digest: Digest(3),
@@ -290,7 +291,6 @@ fn sync_messages_survive_the_wire() {
         node: attachment.node.clone(),
         network_time: LamportTime(1),
         table_time: LamportTime(2),
-        attachments: vec![attachment],
         tables: vec![TableRanges {
             table: TableName::new("t").unwrap(),
             bits: 3,
@@ -299,6 +299,10 @@ fn sync_messages_survive_the_wire() {
     };
     for message in [
         Message::Offer(offer),
+        Message::Attachments {
+            network: attachment.network.clone(),
+            attachments: vec![attachment],
+        },
         Message::Narrow(Narrow {
             network: NetworkId::new("net").unwrap(),
             tables: vec![TableNarrow {
