@@ -20,7 +20,7 @@
 //! | `feed` | when streams take over from it |
 //! | `seen` | which events need no second look |
 //! | `digests` | who compares what with whom when nothing happens |
-//! | `stream`, `sync`, `session`, `ranges` | how what was lost is found and repaired |
+//! | `stream`, `sync`, `session`, `ranges`, `selection` | how what was lost is found and repaired |
 //! | `progress` | nothing: how far a first sync is |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
@@ -62,6 +62,7 @@ mod ranges;
 mod reap;
 mod refute;
 mod seen;
+mod selection;
 mod session;
 mod standing;
 mod store;

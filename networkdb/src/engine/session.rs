@@ -13,10 +13,11 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::event::{AttachmentRecord, Digest, TableRecord, record_digest};
-use super::ranges::{bounds, differing, differing_in, narrowed, narrowed_again, offer_of};
-use super::stream::{FRAME_BYTES, Purpose, StreamId};
-use super::table::{RecordRef, Table, range_of};
+use super::event::{AttachmentRecord, Digest, TableRecord};
+use super::ranges::{differing, differing_in, narrowed, narrowed_again, offer_of};
+use super::selection::Selection;
+use super::stream::{Purpose, StreamId};
+use super::table::Table;
 use super::{Engine, Source};
 use crate::id::{LamportTime, NetworkId, TableName};
 use crate::wire::{
@@ -60,20 +61,10 @@ pub(crate) struct Sync {
     /// The attachments that the answerer has listed.
     listed: BTreeSet<Digest>,
     offered: Vec<TableDigest>,
-    ranges: Vec<TableRanges>,
     /// What the opener has cut so far.
     narrow: Vec<TableNarrow>,
-    /// Hashes of the records received, sorted before sending starts.
-    received: Vec<Digest>,
-    cursor: Cursor,
-}
-
-/// How far the records of the ranges have been sent.
-#[derive(Clone, Copy, Debug, Default)]
-struct Cursor {
-    table: usize,
-    range: usize,
-    position: Option<u64>,
+    /// The ranges that differ, and which of their records are still to be sent.
+    selection: Selection,
 }
 
 impl Sync {
@@ -84,10 +75,8 @@ impl Sync {
             attachments_differ: false,
             listed: BTreeSet::new(),
             offered: Vec::new(),
-            ranges: Vec::new(),
             narrow: Vec::new(),
-            received: Vec::new(),
-            cursor: Cursor::default(),
+            selection: Selection::default(),
         }
     }
 }
@@ -244,9 +233,9 @@ impl Engine {
                     let table = find(&theirs.differing.table)?;
                     Some(differing_in(table, theirs)).filter(|found| !found.ranges.is_empty())
                 });
-                sync.ranges.extend(smaller);
+                sync.selection.ranges.extend(smaller);
                 if !narrow.more {
-                    let ranges = std::mem::take(&mut sync.ranges);
+                    let ranges = std::mem::take(&mut sync.selection.ranges);
                     self.send_ranges(id, &narrow.network, ranges, now);
                 }
             }
@@ -266,7 +255,7 @@ impl Engine {
         stream.outbox.extend(frames);
         if let Purpose::Sync(sync) = &mut stream.purpose {
             sync.phase = phase;
-            sync.ranges = ranges;
+            sync.selection.ranges = ranges;
         }
     }
 
@@ -373,10 +362,7 @@ impl Engine {
         };
         let network = sync.network.clone();
         if matches!(id, StreamId::Outgoing(_)) {
-            let hash = |record: &TableRecord| {
-                record_digest(&record.table, record.key.as_str(), &record.version)
-            };
-            sync.received.extend(records.iter().map(hash));
+            sync.selection.without(records);
         }
         for record in records.iter().filter(|record| record.network == network) {
             self.stats.sync_records_received += 1;
@@ -409,7 +395,6 @@ impl Engine {
         match (id, sync.phase) {
             (_, _) if sync.network != *network => {}
             (StreamId::Outgoing(_), Phase::Receive) => {
-                sync.received.sort_unstable();
                 sync.phase = Phase::Send;
                 return;
             }
@@ -430,7 +415,7 @@ impl Engine {
         }
         let network = sync.network.clone();
         let mut sync = std::mem::replace(sync, Sync::new(network));
-        let records = self.next_records(&mut sync, now);
+        let records = self.next_selected(&sync.network, &mut sync.selection, now);
         let is_end = records.is_empty();
         let message = if is_end {
             sync.phase = Phase::Done;
@@ -446,48 +431,6 @@ impl Engine {
         // The side that opened the stream has the last word.
         stream.closing |= is_end && matches!(id, StreamId::Outgoing(_));
         Some(message.encode())
-    }
-
-    /// Collects records from where the sync stands until a frame is full.
-    fn next_records(&self, sync: &mut Sync, now: Instant) -> Vec<TableRecord> {
-        let (mut records, mut bytes) = (Vec::new(), 0);
-        let Some(local) = self.networks.get(&sync.network) else {
-            return records;
-        };
-        while bytes < FRAME_BYTES {
-            let Some(ranges) = sync.ranges.get(sync.cursor.table) else {
-                break;
-            };
-            let table = local.tables.table(&ranges.table);
-            let step = table.and_then(|table| next_range(ranges, &mut sync.cursor, &table));
-            let Some((table, from, end, bits)) = step else {
-                sync.cursor = Cursor {
-                    table: sync.cursor.table + 1,
-                    ..Cursor::default()
-                };
-                continue;
-            };
-            let mut take = |held: &RecordRef<'_>, hash: u64| {
-                if range_of(hash, bits) != range_of(from, bits) {
-                    return;
-                }
-                let record = self.export_record(&sync.network, table.name(), held, now);
-                if let Some(record) = record.filter(|record| !has(&sync.received, record)) {
-                    bytes += record_bytes(&record);
-                    records.push(record);
-                }
-            };
-            let next = table.walk_from(from, |held| take(held, held.hash()));
-            let is_inside = |next: &u64| end.is_none_or(|end| *next < end);
-            match next.filter(is_inside) {
-                Some(next) => sync.cursor.position = Some(next),
-                None => {
-                    sync.cursor.range += 1;
-                    sync.cursor.position = None;
-                }
-            }
-        }
-        records
     }
 }
 
@@ -517,42 +460,4 @@ fn narrow_frames(network: &NetworkId, tables: Vec<TableNarrow>) -> Vec<Bytes> {
         .encode()
     };
     parts.into_iter().enumerate().map(message).collect()
-}
-
-/// The table, where to go on in its current range, where that ends, and the cut; `None` when all ranges are done.
-fn next_range(
-    ranges: &TableRanges,
-    cursor: &mut Cursor,
-    table: &Arc<Table>,
-) -> Option<(Arc<Table>, u64, Option<u64>, u8)> {
-    let (range, bits) = if ranges.ranges.is_empty() {
-        ((cursor.range == 0).then_some(0)?, 0)
-    } else {
-        (*ranges.ranges.get(cursor.range)?, ranges.bits)
-    };
-    let (first, end) = bounds(range, bits);
-    let from = cursor.position.unwrap_or(first);
-    Some((Arc::clone(table), from, end, bits))
-}
-
-fn has(received: &[Digest], record: &TableRecord) -> bool {
-    if received.is_empty() {
-        return false;
-    }
-    let hash = record_digest(&record.table, record.key.as_str(), &record.version);
-    received.binary_search(&hash).is_ok()
-}
-
-/// What a record takes in a frame, roughly.
-fn record_bytes(record: &TableRecord) -> usize {
-    let value = match &record.body {
-        super::Body::Value(value) => value.len(),
-        super::Body::Stub | super::Body::Tombstone => 0,
-    };
-    value
-        + record.key.as_str().len()
-        + record.table.as_str().len()
-        + record.network.as_str().len()
-        + record.version.owner.as_str().len()
-        + 48
 }
