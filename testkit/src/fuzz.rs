@@ -147,6 +147,7 @@ impl Node {
                 | Output::Joined { .. }
                 | Output::NetworkReady { .. }
                 | Output::JoinProgress { .. }
+                | Output::Inspected { .. }
                 | Output::MemberUp { .. }
                 | Output::MemberDown { .. }
                 | Output::Lost(_)

@@ -226,6 +226,8 @@ fn conversations() -> Vec<Vec<u8>> {
             digest(),
         ]
         .concat(),
+        // The peer compares.
+        [known(), accepted(asked()), many()].concat(),
         // The peer's queue is long.
         [
             known(),
@@ -300,6 +302,7 @@ fn messages() -> Vec<Message> {
         Message::Narrow(narrow(1, 1, true)),
         Message::Ranges(ranges(&["table"])),
         attached(&["peer", "third"]),
+        asked(),
         Message::SyncEnd { network: network() },
     ]);
     all
@@ -435,6 +438,13 @@ fn ranges(tables: &[&str]) -> Ranges {
         network_time: LamportTime(2),
         table_time: LamportTime(5),
         tables: tables.iter().map(part).collect(),
+    }
+}
+
+fn asked() -> Message {
+    Message::Inspect {
+        network: network(),
+        node: node_id("peer"),
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use networkdb::engine::TableChange;
 use networkdb::node::{
-    NetworkDb, NodeConfig, ReadError, StartError, WatchEvent, WatchFilter, Write, WriteAction,
+    CheckError, CheckOutcome, NetworkDb, NodeConfig, ReadError, StartError, WatchEvent,
+    WatchFilter, Write, WriteAction,
 };
 use networkdb::{Config, GossipKey, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::SeedableRng as _;
@@ -471,4 +472,70 @@ async fn how_far_a_join_is_can_be_seen_while_it_waits() {
     let done = second.join_progress(&network).await.unwrap();
     assert!(done.is_done);
     assert!(done.records >= ENTRIES as u64, "{done:?}");
+}
+
+#[tokio::test]
+async fn a_check_names_what_stays_different_and_who_does_not_answer() {
+    let hour = Duration::from_secs(3_600);
+    let protocol = Config {
+        digest_delay: hour,
+        digest_period: hour,
+        push_queue_max: 1,
+        feed_from: usize::MAX,
+        ..Config::lan()
+    };
+    let (first, second) = pair(NodeConfig {
+        protocol,
+        ..config()
+    })
+    .await;
+    wait_for("the attachments", || first.peers(&network()).len() == 2).await;
+    first
+        .create_entry(&network(), &table(), &key("small"), "v")
+        .await
+        .expect("the key is free");
+    wait_for("the entry", || {
+        second.table(&network(), &table()).len() == 1
+    })
+    .await;
+    let checked = second.check(&network(), DEADLINE).await.expect("attached");
+    assert_eq!(checked.len(), 1);
+    assert_eq!(checked[0].peer.id, *first.id());
+    assert_eq!(checked[0].outcome, CheckOutcome::Equal);
+    // One is pushed at once and one waits; further ones are left to digests, which do not come.
+    let mut round = 0;
+    let differences = loop {
+        round += 1;
+        let writes = ["a", "b", "c", "d"].map(|name| Write {
+            network: network(),
+            table: table(),
+            key: key(&format!("{name}{round}")),
+            action: WriteAction::Create("v".into()),
+        });
+        let written = first.write_batch(writes.to_vec()).await;
+        assert!(written.expect("it is open").iter().all(Result::is_ok));
+        let checked = second.check(&network(), DEADLINE).await.expect("attached");
+        // The first syncs of the two may still have been under way.
+        match &checked[0].outcome {
+            CheckOutcome::Differs { differences, .. } => break differences.clone(),
+            CheckOutcome::Equal if round < 100 => {}
+            outcome @ (CheckOutcome::Equal | CheckOutcome::Failed { .. }) => panic!("{outcome:?}"),
+        }
+    };
+    for difference in differences {
+        let name = difference.key.as_str();
+        assert!(["b", "c", "d"].contains(&&name[..1]), "{name}");
+        assert_eq!(difference.here, None);
+        let there = difference.there.as_ref().expect("the first holds it");
+        assert_eq!(there.owner, *first.id());
+    }
+    let other = NetworkId::new("other").expect("a valid name");
+    let refused = second.check(&other, DEADLINE).await.unwrap_err();
+    assert_eq!(refused, CheckError::NotAttached { network: other });
+    let checked = second.check(&network(), Duration::ZERO).await;
+    let checked = checked.expect("attached");
+    assert!(
+        matches!(&checked[0].outcome, CheckOutcome::Failed { reason } if reason.contains("no answer")),
+        "{checked:?}"
+    );
 }

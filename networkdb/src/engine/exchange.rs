@@ -363,7 +363,12 @@ impl Engine {
                 let attachments = part.attachments.iter().map(super::AttachmentRecord::digest);
                 exchange.received.extend(nodes.chain(attachments));
             }
-            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Sync(_) | Purpose::Feed(_) => {
+            Purpose::Unknown
+            | Purpose::PushPull(_)
+            | Purpose::Sync(_)
+            | Purpose::Inspection(_)
+            | Purpose::Inspected(_)
+            | Purpose::Feed(_) => {
                 self.abandon_stream(id, "the other node broke the protocol", now);
                 return;
             }
@@ -459,7 +464,11 @@ impl super::stream::Streams {
     fn exchange(&mut self, id: StreamId) -> Option<&mut Exchange> {
         match &mut self.get_mut(id)?.purpose {
             Purpose::PushPull(exchange) => Some(exchange),
-            Purpose::Unknown | Purpose::Sync(_) | Purpose::Feed(_) => None,
+            Purpose::Unknown
+            | Purpose::Sync(_)
+            | Purpose::Inspection(_)
+            | Purpose::Inspected(_)
+            | Purpose::Feed(_) => None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::inspect::{InspectToken, Inspected};
 use super::membership::SwimTimer;
 use super::progress::JoinProgress;
 use super::stream::{JoinToken, StreamId};
@@ -102,6 +103,13 @@ pub enum Output {
         network: NetworkId,
         /// False when the first sync took too long and goes on in the background.
         is_synced: bool,
+    },
+    /// A comparison has ended.
+    Inspected {
+        /// Which one.
+        token: InspectToken,
+        /// What it has shown, or why it has not come to an end.
+        result: Result<Inspected, String>,
     },
     /// The first sync of a network takes long, or is done after that was said.
     JoinProgress {

@@ -21,6 +21,7 @@
 //! | `seen` | which events need no second look |
 //! | `digests` | who compares what with whom when nothing happens |
 //! | `stream`, `sync`, `session`, `ranges`, `selection` | how what was lost is found and repaired |
+//! | `inspect` | how it is shown what differs |
 //! | `progress` | nothing: how far a first sync is |
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
@@ -53,6 +54,7 @@ mod event;
 mod exchange;
 mod feed;
 mod health;
+mod inspect;
 mod io;
 mod join;
 mod lamport;
@@ -73,6 +75,7 @@ mod write;
 
 pub use attachment::NetworkError;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
+pub use inspect::{Difference, InspectToken, Inspected};
 pub use io::{Input, LostEntry, Output, TableChange, Timer};
 pub use membership::{Member, SwimTimer};
 pub use progress::JoinProgress;
@@ -308,6 +311,7 @@ impl Engine {
                 | Message::Narrow(_)
                 | Message::Ranges(_)
                 | Message::Attachments { .. }
+                | Message::Inspect { .. }
                 | Message::SyncEnd { .. } => self.stats.skipped_unknown += 1,
             }
         }

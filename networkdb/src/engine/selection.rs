@@ -32,6 +32,14 @@ struct Cursor {
 }
 
 impl Selection {
+    /// All records of some ranges.
+    pub(crate) fn of(ranges: Vec<TableRanges>) -> Self {
+        Self {
+            ranges,
+            ..Self::default()
+        }
+    }
+
     /// Leaves records out, before the walk begins.
     pub(crate) fn without(&mut self, records: &[TableRecord]) {
         self.without.extend(records.iter().map(digest_of));

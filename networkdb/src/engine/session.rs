@@ -166,7 +166,7 @@ impl Engine {
         }
     }
 
-    fn local_tables(&self, network: &NetworkId) -> Vec<Arc<Table>> {
+    pub(crate) fn local_tables(&self, network: &NetworkId) -> Vec<Arc<Table>> {
         let local = self.networks.get(network);
         local.map_or(Vec::new(), |local| local.tables.tables())
     }
@@ -345,7 +345,11 @@ impl Engine {
     fn sync_mut(&mut self, id: StreamId) -> Option<&mut Sync> {
         match &mut self.streams.get_mut(id)?.purpose {
             Purpose::Sync(sync) => Some(sync),
-            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Feed(_) => None,
+            Purpose::Unknown
+            | Purpose::PushPull(_)
+            | Purpose::Inspection(_)
+            | Purpose::Inspected(_)
+            | Purpose::Feed(_) => None,
         }
     }
 

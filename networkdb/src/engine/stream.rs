@@ -14,6 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::exchange::Exchange;
+use super::inspect::{Answer, Inspection};
 use super::session::Sync;
 use super::{Engine, Output, TimerKind};
 use crate::id::NetworkId;
@@ -46,6 +47,10 @@ pub(crate) enum Purpose {
     PushPull(Exchange),
     /// Make one network equal.
     Sync(Box<Sync>),
+    /// Compare one network with what the other side holds.
+    Inspection(Box<Inspection>),
+    /// List what this node holds of one network.
+    Inspected(Box<Answer>),
     /// Writes of one network as they are made, from the node that opened it.
     Feed(NetworkId),
 }
@@ -164,15 +169,32 @@ impl Engine {
     fn stream_message(&mut self, id: StreamId, message: Message, now: Instant) {
         match message {
             Message::PushPull(part) => self.push_pull_received(id, &part, now),
-            Message::Offer(offer) => self.offer_received(id, offer, now),
+            Message::Offer(offer) => {
+                if let Some(offer) = self.inspection_offered(id, offer, now) {
+                    self.offer_received(id, offer, now);
+                }
+            }
             Message::Narrow(narrow) => self.narrow_received(id, narrow, now),
-            Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
+            Message::Ranges(ranges) => {
+                if let Some(ranges) = self.inspected_ranges(id, ranges, now) {
+                    self.ranges_received(id, ranges, now);
+                }
+            }
             Message::Attachments {
                 network,
                 attachments,
             } => self.attachments_received(id, &network, &attachments, now),
-            Message::Records(records) => self.records_received(id, &records, now),
-            Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
+            Message::Inspect { network, node } => self.inspect_received(id, network, &node, now),
+            Message::Records(records) => {
+                if !self.inspection_listed(id, &records) {
+                    self.records_received(id, &records, now);
+                }
+            }
+            Message::SyncEnd { network } => {
+                if !self.inspection_ended(id, now) {
+                    self.sync_end_received(id, &network, now);
+                }
+            }
             Message::Table(record) => self.records_received(id, &[record], now),
             Message::Attachment(_)
             | Message::Node(_)
@@ -239,7 +261,8 @@ impl Engine {
                 let network = network.clone();
                 self.next_feed_frame(id, &network, now)
             }
-            Purpose::Unknown | Purpose::PushPull(_) => None,
+            Purpose::Inspected(_) => self.next_inspected_frame(id, now),
+            Purpose::Unknown | Purpose::PushPull(_) | Purpose::Inspection(_) => None,
         }
     }
 
@@ -275,7 +298,8 @@ impl Engine {
         now: Instant,
     ) {
         match stream.purpose {
-            Purpose::Unknown => {}
+            Purpose::Unknown | Purpose::Inspected(_) => {}
+            Purpose::Inspection(inspection) => self.inspection_over(*inspection, outcome),
             Purpose::PushPull(exchange) => {
                 self.push_pull_ended(stream.peer, exchange, outcome, now);
             }

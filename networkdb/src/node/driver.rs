@@ -18,10 +18,10 @@ use super::tcp;
 use super::watch::{WatchEvent, Watcher};
 use super::{Refusals, StopReason, Write, WriteAction};
 use crate::engine::{
-    Engine, Input, JoinProgress, JoinToken, NetworkError, NetworkStats, Output, Persistent,
-    StreamId, Timer, WriteError,
+    Engine, Input, InspectToken, Inspected, JoinProgress, JoinToken, NetworkError, NetworkStats,
+    Output, Persistent, StreamId, Timer, WriteError,
 };
-use crate::id::NetworkId;
+use crate::id::{NetworkId, NodeId};
 use crate::keyring::Keyring;
 use crate::stats::Stats;
 use crate::wire::frame::DatagramSeal;
@@ -77,6 +77,11 @@ pub(crate) enum Command {
     SetKeyring(Keyring, oneshot::Sender<()>),
     NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
     JoinProgress(NetworkId, oneshot::Sender<Option<JoinProgress>>),
+    Inspect(
+        NetworkId,
+        NodeId,
+        oneshot::Sender<Result<Inspected, String>>,
+    ),
     Stats(oneshot::Sender<Stats>),
     Close(oneshot::Sender<()>),
 }
@@ -113,6 +118,8 @@ pub(crate) struct State {
     streams: BTreeMap<StreamId, mpsc::Sender<Bytes>>,
     joins: BTreeMap<JoinToken, oneshot::Sender<Result<(), String>>>,
     next_join: JoinToken,
+    inspections: BTreeMap<InspectToken, oneshot::Sender<Result<Inspected, String>>>,
+    next_inspection: InspectToken,
     networks: BTreeMap<NetworkId, Vec<oneshot::Sender<Result<(), NetworkError>>>>,
     watchers: Vec<Watcher>,
     sent: Stats,
@@ -284,6 +291,12 @@ impl Driver {
             }
             Command::NetworkStats(network, to) => reply(to, engine.network_stats(&network)),
             Command::JoinProgress(network, to) => reply(to, engine.join_progress(&network, now)),
+            Command::Inspect(network, peer, to) => {
+                self.state.next_inspection += 1;
+                let token = self.state.next_inspection;
+                self.state.inspections.insert(token, to);
+                engine.inspect(&network, &peer, token, now);
+            }
             Command::Stats(to) => reply(to, self.stats()),
             Command::Close(to) => reply(to, ()),
         }
@@ -382,6 +395,11 @@ impl Driver {
                 }
                 Output::Joined { join, result } => {
                     if let Some(to) = self.state.joins.remove(&join) {
+                        reply(to, result);
+                    }
+                }
+                Output::Inspected { token, result } => {
+                    if let Some(to) = self.state.inspections.remove(&token) {
                         reply(to, result);
                     }
                 }

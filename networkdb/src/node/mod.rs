@@ -19,6 +19,7 @@ use crate::keyring::Keyring;
 use crate::stats::Stats;
 
 mod address;
+mod check;
 mod driver;
 mod refusals;
 mod report;
@@ -29,8 +30,10 @@ mod tcp;
 mod udp;
 mod watch;
 
-pub use crate::engine::{JoinProgress, NetworkStats};
+pub use crate::engine::{Difference, JoinProgress, NetworkStats};
+pub use crate::id::Version;
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
+pub use check::{CheckError, CheckOutcome, PeerCheck};
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;

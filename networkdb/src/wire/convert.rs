@@ -58,6 +58,13 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
                 attachments: attachments(message.attachments)?,
             }
         }
+        MessageType::Inspect => {
+            let message = proto::Inspect::decode(data)?;
+            Message::Inspect {
+                network: NetworkId::new(message.network_id)?,
+                node: NodeId::new(message.node_name)?,
+            }
+        }
         MessageType::SyncEnd => Message::SyncEnd {
             network: NetworkId::new(proto::SyncEnd::decode(data)?.network_id)?,
         },
@@ -128,6 +135,13 @@ pub(super) fn encode(message: &Message) -> Bytes {
             &proto::SyncAttachments {
                 network_id: network.to_string(),
                 attachments: attachments_of(attachments),
+            },
+        ),
+        Message::Inspect { network, node } => pack(
+            MessageType::Inspect,
+            &proto::Inspect {
+                network_id: network.to_string(),
+                node_name: node.to_string(),
             },
         ),
         Message::SyncEnd { network } => pack(

@@ -87,6 +87,13 @@ pub enum Message {
         /// The attachments.
         attachments: Vec<AttachmentRecord>,
     },
+    /// Asks what the receiver holds of a network.
+    Inspect {
+        /// The network.
+        network: NetworkId,
+        /// The sender.
+        node: NodeId,
+    },
     /// Records of one network, one at least.
     Records(Vec<TableRecord>),
     /// The sender has sent all its records of the ranges.

@@ -299,6 +299,10 @@ fn sync_messages_survive_the_wire() {
     };
     for message in [
         Message::Offer(offer),
+        Message::Inspect {
+            network: attachment.network.clone(),
+            node: attachment.node.clone(),
+        },
         Message::Attachments {
             network: attachment.network.clone(),
             attachments: vec![attachment],

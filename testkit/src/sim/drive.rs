@@ -144,6 +144,9 @@ impl Sim {
                     node,
                 });
             }
+            Output::Inspected { token, result } => {
+                self.nodes[number].inspected.push((token, result));
+            }
             Output::JoinProgress { progress, .. } => self.nodes[number].progress.push(progress),
             Output::NetworkReady { network, is_synced } => {
                 self.nodes[number].ready.push((network, is_synced));

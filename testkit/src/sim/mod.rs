@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{Engine, JoinProgress, Lookup};
+use networkdb::engine::{Engine, Inspected, JoinProgress, Lookup};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{Config, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::rngs::StdRng;
@@ -216,6 +216,7 @@ impl Sim {
             joined: 0,
             ready: Vec::new(),
             progress: Vec::new(),
+            inspected: Vec::new(),
             clock: Clock::new(self.now),
             rate: RATE_TRUE,
             pace: Pace::Running,
@@ -303,6 +304,22 @@ impl Sim {
     #[must_use]
     pub fn progress(&self, number: usize) -> &[JoinProgress] {
         &self.nodes[number].progress
+    }
+
+    /// Compares a network with what a peer holds of it; what it has shown is found under the token, once it has ended.
+    pub fn inspect(&mut self, number: usize, network: &NetworkId, peer: usize, token: u64) {
+        let peer = self.id(peer).clone();
+        self.with(number, |engine, now| {
+            engine.inspect(network, &peer, token, now)
+        });
+    }
+
+    /// Returns what a comparison has shown, once it has ended.
+    #[must_use]
+    pub fn inspected(&self, number: usize, token: u64) -> Option<&Result<Inspected, String>> {
+        let inspected = &self.nodes[number].inspected;
+        let ended = inspected.iter().find(|(ended, _)| *ended == token);
+        ended.map(|(_, result)| result)
     }
 
     /// Returns how many timers of a node are set.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use networkdb::engine::{Engine, JoinProgress, Persistent, StreamId};
+use networkdb::engine::{Engine, InspectToken, Inspected, JoinProgress, Persistent, StreamId};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{NetworkId, NodeId};
 
@@ -110,6 +110,8 @@ pub(super) struct Node {
     pub ready: Vec<(NetworkId, bool)>,
     /// What was told of first syncs that take long.
     pub progress: Vec<JoinProgress>,
+    /// What comparisons have shown.
+    pub inspected: Vec<(InspectToken, Result<Inspected, String>)>,
     pub clock: Clock,
     /// Rate of the clock while the host is not suspended.
     pub rate: u32,

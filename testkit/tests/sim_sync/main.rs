@@ -9,6 +9,7 @@ use networkdb::{Key, NetworkId, Stats, TableName};
 use testkit::sim::{Setup, Sim};
 
 mod feeds;
+mod inspect;
 mod mixed;
 mod sync;
 

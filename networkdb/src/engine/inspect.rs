@@ -1,0 +1,337 @@
+//! Comparing a network with what one other node holds of it, key by key, without changing anything on either side.
+//!
+//! The side that asks opens a stream; the other offers what it would offer in a sync. The asker names the ranges that differ
+//! and gets the versions of what the other holds of them, without values. The rest is compared here: what both hold in the
+//! same version is no difference, whatever readers see of it. Nodes that differ for a moment, because something is on its way,
+//! are told from those that stay different by asking twice, which is left to the caller.
+//!
+//! Relies on: only nodes attached to a network are answered. Implements `docs/ALGORITHM.md`, section "Anti-entropy".
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::event::{Body, TableRecord};
+use super::ranges::differing;
+use super::selection::Selection;
+use super::stream::{Purpose, StreamId};
+use super::{Engine, Output};
+use crate::id::{Key, NetworkId, NodeId, TableName, Version};
+use crate::wire::{Message, Offer, Ranges, TableDigest};
+
+/// Keys that one comparison names.
+const KEYS_MAX: usize = 1_000;
+
+/// Names a comparison between the engine and whoever asked for it.
+pub type InspectToken = u64;
+
+/// What two nodes hold under a key that they differ in.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Difference {
+    /// The table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// The version that this node holds.
+    pub here: Option<Version>,
+    /// The version that the other node holds.
+    pub there: Option<Version>,
+}
+
+/// What a comparison has shown.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Inspected {
+    /// The keys that differ, by table and key; not more than a thousand.
+    pub differences: Vec<Difference>,
+    /// More keys differ.
+    pub is_cut: bool,
+}
+
+/// The side that asks.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    token: InspectToken,
+    network: NetworkId,
+    offered: Vec<TableDigest>,
+    /// The ranges have been named and what the other node holds of them is coming in.
+    is_listing: bool,
+    /// Our records of them, but for those that the other holds too.
+    selection: Selection,
+    found: BTreeMap<(TableName, Key), (Option<Version>, Option<Version>)>,
+    /// More keys differ than have room there.
+    is_cut: bool,
+    is_done: bool,
+}
+
+/// The side that answers.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    network: NetworkId,
+    /// What is still to be listed, once the ranges are known.
+    selection: Option<Selection>,
+    is_done: bool,
+}
+
+impl Inspection {
+    fn note(
+        &mut self,
+        table: &TableName,
+        key: &Key,
+        note: impl FnOnce(&mut (Option<Version>, Option<Version>)),
+    ) {
+        let name = (table.clone(), key.clone());
+        if self.found.len() >= KEYS_MAX && !self.found.contains_key(&name) {
+            self.is_cut = true;
+        } else {
+            note(self.found.entry(name).or_default());
+        }
+    }
+
+    fn into_result(self) -> Inspected {
+        let difference = |((table, key), (here, there))| Difference {
+            table,
+            key,
+            here,
+            there,
+        };
+        Inspected {
+            differences: self.found.into_iter().map(difference).collect(),
+            is_cut: self.is_cut,
+        }
+    }
+}
+
+impl Engine {
+    /// Compares a network with what a peer holds of it; one [`Output::Inspected`] follows, at once when the peer is not known
+    /// or this node is not attached.
+    pub fn inspect(
+        &mut self,
+        network: &NetworkId,
+        peer: &NodeId,
+        token: InspectToken,
+        now: Instant,
+    ) {
+        let refuse = |why: &str| Output::Inspected {
+            token,
+            result: Err(why.to_owned()),
+        };
+        if !self.networks.contains_key(network) {
+            self.outputs
+                .push_back(refuse("this node is not attached to the network"));
+            return;
+        }
+        let is_attached = self.attachments.is_attached(network, peer);
+        let Some(addr) = self.roster.addr(peer).filter(|_| is_attached) else {
+            self.outputs
+                .push_back(refuse("no member of this name is attached to the network"));
+            return;
+        };
+        let question = Message::Inspect {
+            network: network.clone(),
+            node: self.me.clone(),
+        };
+        let inspection = Inspection {
+            token,
+            network: network.clone(),
+            offered: Vec::new(),
+            is_listing: false,
+            selection: Selection::default(),
+            found: BTreeMap::new(),
+            is_cut: false,
+            is_done: false,
+        };
+        let purpose = Purpose::Inspection(Box::new(inspection));
+        let outbox = VecDeque::from([question.encode()]);
+        if self.open_stream(addr, purpose, outbox, now).is_none() {
+            self.outputs
+                .push_back(refuse("this node has too many streams open"));
+        }
+    }
+
+    /// Another node asks what this one holds.
+    pub(crate) fn inspect_received(
+        &mut self,
+        id: StreamId,
+        network: NetworkId,
+        node: &NodeId,
+        now: Instant,
+    ) {
+        let is_entitled =
+            self.networks.contains_key(&network) && self.attachments.is_attached(&network, node);
+        let offer = self.offer_frames(&network, now);
+        let stream = self.streams.get_mut(id).filter(|stream| {
+            let is_new = matches!(stream.purpose, Purpose::Unknown);
+            is_new && is_entitled && matches!(id, StreamId::Incoming(_))
+        });
+        let Some(stream) = stream else {
+            self.abandon_stream(id, "the question cannot be answered", now);
+            return;
+        };
+        stream.outbox.extend(offer);
+        stream.purpose = Purpose::Inspected(Box::new(Answer {
+            network,
+            selection: None,
+            is_done: false,
+        }));
+    }
+
+    /// What the other node holds, in answer to a question; returns the offer when this was none.
+    pub(crate) fn inspection_offered(
+        &mut self,
+        id: StreamId,
+        offer: Offer,
+        now: Instant,
+    ) -> Option<Offer> {
+        let limit = self.config.tables_max;
+        let tables = self.local_tables(&offer.network);
+        let me = self.me.clone();
+        let stream = self.streams.get_mut(id)?;
+        let Purpose::Inspection(inspection) = &mut stream.purpose else {
+            return Some(offer);
+        };
+        let fits = inspection.offered.len() + offer.tables.len() <= limit;
+        if inspection.network != offer.network || inspection.is_listing || !fits {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return None;
+        }
+        inspection.offered.extend(offer.tables);
+        if offer.more {
+            return None;
+        }
+        let ranges = differing(&tables, &std::mem::take(&mut inspection.offered));
+        if ranges.is_empty() {
+            inspection.is_done = true;
+            stream.closing = true;
+            return None;
+        }
+        inspection.is_listing = true;
+        inspection.selection.ranges.clone_from(&ranges);
+        let message = Message::Ranges(Ranges {
+            network: offer.network,
+            node: me,
+            network_time: self.network_clock.now(),
+            table_time: self.table_clock.now(),
+            tables: ranges,
+        });
+        stream.outbox.push_back(message.encode());
+        None
+    }
+
+    /// The ranges whose records this node is asked to list; returns them when this was no such question.
+    pub(crate) fn inspected_ranges(
+        &mut self,
+        id: StreamId,
+        ranges: Ranges,
+        now: Instant,
+    ) -> Option<Ranges> {
+        let stream = self.streams.get_mut(id)?;
+        let Purpose::Inspected(answer) = &mut stream.purpose else {
+            return Some(ranges);
+        };
+        if answer.network != ranges.network || answer.selection.is_some() {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+            return None;
+        }
+        answer.selection = Some(Selection::of(ranges.tables));
+        None
+    }
+
+    /// Makes the next frame of what this node was asked to list.
+    pub(crate) fn next_inspected_frame(&mut self, id: StreamId, now: Instant) -> Option<Bytes> {
+        let Purpose::Inspected(answer) = &mut self.streams.get_mut(id)?.purpose else {
+            return None;
+        };
+        let network = answer.network.clone();
+        let mut selection = answer.selection.take().filter(|_| !answer.is_done)?;
+        let mut records = self.next_selected(&network, &mut selection, now);
+        for record in &mut records {
+            if matches!(record.body, Body::Value(_)) {
+                record.body = Body::Stub;
+                // One without a residual could not be encoded; nobody reads it.
+                record.residual = record.residual.or(Some(Duration::ZERO));
+            }
+        }
+        let is_end = records.is_empty();
+        if let Purpose::Inspected(answer) = &mut self.streams.get_mut(id)?.purpose {
+            answer.selection = Some(selection);
+            answer.is_done = is_end;
+        }
+        let message = if is_end {
+            Message::SyncEnd { network }
+        } else {
+            Message::Records(records)
+        };
+        Some(message.encode())
+    }
+
+    /// Compares what the other node has listed; returns false when this is no answer to a question.
+    pub(crate) fn inspection_listed(&mut self, id: StreamId, records: &[TableRecord]) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return false;
+        };
+        let Purpose::Inspection(inspection) = &mut stream.purpose else {
+            return false;
+        };
+        let local = self.networks.get(&inspection.network);
+        for record in records {
+            let table = local.and_then(|local| local.tables.table(&record.table));
+            let held =
+                table.and_then(|table| table.inspect(record.key.as_str(), |held| held.version()));
+            if held.as_ref() != Some(&record.version) {
+                let there = record.version.clone();
+                inspection.note(&record.table, &record.key, |(_, found)| {
+                    *found = Some(there);
+                });
+            }
+        }
+        inspection.selection.without(records);
+        true
+    }
+
+    /// The other node has listed everything: what is left of ours differs too. Returns false when this is no answer.
+    pub(crate) fn inspection_ended(&mut self, id: StreamId, now: Instant) -> bool {
+        let Some(stream) = self.streams.get_mut(id) else {
+            return false;
+        };
+        let Purpose::Inspection(inspection) = &mut stream.purpose else {
+            return false;
+        };
+        let network = inspection.network.clone();
+        let mut selection = std::mem::take(&mut inspection.selection);
+        loop {
+            let ours = self.next_selected(&network, &mut selection, now);
+            let Some(stream) = self.streams.get_mut(id).filter(|_| !ours.is_empty()) else {
+                break;
+            };
+            let Purpose::Inspection(inspection) = &mut stream.purpose else {
+                break;
+            };
+            for record in ours {
+                let TableRecord {
+                    table,
+                    key,
+                    version,
+                    ..
+                } = record;
+                inspection.note(&table, &key, |(found, _)| *found = Some(version));
+            }
+        }
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.closing = true;
+            if let Purpose::Inspection(inspection) = &mut stream.purpose {
+                inspection.is_done = true;
+            }
+        }
+        true
+    }
+
+    pub(crate) fn inspection_over(&mut self, inspection: Inspection, outcome: Result<(), &str>) {
+        let token = inspection.token;
+        let result = match outcome {
+            Err(why) if !inspection.is_done => Err(why.to_owned()),
+            Ok(()) | Err(_) => Ok(inspection.into_result()),
+        };
+        self.outputs.push_back(Output::Inspected { token, result });
+    }
+}
