@@ -16,6 +16,9 @@ pub(crate) const KEY: &str = "tname=table_name&nid=network_id&key=k";
 /// Usage of the endpoint that takes a table.
 pub(crate) const TABLE: &str = "tname=table_name&nid=network_id";
 
+/// Keys and values of a table that is copied to be shown as it was at one moment; a larger one is read while it is sent.
+const WHOLE_BYTES_MAX: usize = 1 << 20;
+
 /// The place of an entry.
 pub(crate) struct Place {
     pub(crate) network: NetworkId,
@@ -74,5 +77,13 @@ pub(crate) fn get(db: &NetworkDb, request: &Request) -> Result<Reply, Failure> {
 pub(crate) fn table(db: &NetworkDb, request: &Request) -> Result<Reply, Failure> {
     let network = request.params.name("nid")?;
     let table = request.params.name("tname")?;
+    let (mut entries, mut bytes) = (0, 0);
+    db.walk(&network, &table, |key, value, _| {
+        entries += 1;
+        bytes += key.len() + value.len();
+    });
+    if bytes > WHOLE_BYTES_MAX {
+        return Ok(Reply::large_table(db.clone(), network, table, entries));
+    }
     Ok(Reply::table(db.table(&network, &table)))
 }

@@ -29,6 +29,39 @@ impl Writer {
         self.text
     }
 
+    /// Takes what was written so far; the document goes on.
+    pub(crate) fn take_text(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.text)
+    }
+
+    /// Returns how much was written since the start or [`Writer::take_text`].
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// Starts an object or list, which [`Writer::close`] ends.
+    pub(crate) fn open(&mut self, bracket: u8) {
+        self.text.push(bracket);
+        self.depth += 1;
+        self.is_empty = true;
+    }
+
+    /// Ends the innermost object or list.
+    pub(crate) fn close(&mut self, bracket: u8) {
+        self.depth -= 1;
+        if !self.is_empty {
+            self.new_line();
+        }
+        self.text.push(bracket);
+        self.is_empty = false;
+    }
+
+    /// Starts the next element of a list; its value is written after this.
+    pub(crate) fn element(&mut self) -> &mut Self {
+        self.separate();
+        self
+    }
+
     /// Writes an object whose members `fill` writes with [`Writer::member`].
     pub(crate) fn object(&mut self, fill: impl FnOnce(&mut Self)) {
         self.nested([b'{', b'}'], fill);
@@ -38,8 +71,7 @@ impl Writer {
     pub(crate) fn list<T>(&mut self, items: &[T], mut fill: impl FnMut(&mut Self, &T)) {
         self.nested([b'[', b']'], |writer| {
             for item in items {
-                writer.separate();
-                fill(writer, item);
+                fill(writer.element(), item);
             }
         });
     }
@@ -78,16 +110,9 @@ impl Writer {
     }
 
     fn nested(&mut self, [open, close]: [u8; 2], fill: impl FnOnce(&mut Self)) {
-        self.text.push(open);
-        self.depth += 1;
-        self.is_empty = true;
+        self.open(open);
         fill(self);
-        self.depth -= 1;
-        if !self.is_empty {
-            self.new_line();
-        }
-        self.text.push(close);
-        self.is_empty = false;
+        self.close(close);
     }
 
     fn separate(&mut self) {

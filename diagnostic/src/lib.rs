@@ -31,6 +31,7 @@ mod cluster;
 mod entries;
 mod failure;
 mod json;
+mod listing;
 mod params;
 mod patience;
 mod reply;

@@ -6,11 +6,13 @@
 use std::io::Write;
 
 use bytes::Bytes;
-use networkdb::Key;
-use networkdb::node::{Entry, Peer};
+use networkdb::node::{Entry, NetworkDb, Peer};
+use networkdb::{Key, NetworkId, TableName};
 
+use crate::body::Body;
 use crate::failure::Failure;
 use crate::json::Writer;
+use crate::listing::Listing;
 use crate::value;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -40,12 +42,28 @@ enum Answer {
     Done,
     Info(String),
     Failed(Failure),
-    Missing { usage: String },
-    Unknown { path: Vec<u8> },
+    Missing {
+        usage: String,
+    },
+    Unknown {
+        path: Vec<u8>,
+    },
     Peers(Vec<Peer>),
-    Entry { key: Key, value: Bytes },
+    Entry {
+        key: Key,
+        value: Bytes,
+    },
     Table(Vec<Entry>),
-    Counts { entries: i64, queue: i64 },
+    LargeTable {
+        db: NetworkDb,
+        network: NetworkId,
+        table: TableName,
+        entries: usize,
+    },
+    Counts {
+        entries: i64,
+        queue: i64,
+    },
     Text(Vec<u8>),
 }
 
@@ -53,7 +71,7 @@ enum Answer {
 #[derive(Debug)]
 pub(crate) struct Rendered {
     pub(crate) content_type: &'static str,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Body,
 }
 
 impl Reply {
@@ -104,6 +122,21 @@ impl Reply {
         Self(Answer::Table(entries))
     }
 
+    /// A list of so many entries with their owners that is read while it is sent.
+    pub(crate) fn large_table(
+        db: NetworkDb,
+        network: NetworkId,
+        table: TableName,
+        entries: usize,
+    ) -> Self {
+        Self(Answer::LargeTable {
+            db,
+            network,
+            table,
+            entries,
+        })
+    }
+
     /// The counters of a network, both -1 when it is unknown.
     pub(crate) fn counts(entries: i64, queue: i64) -> Self {
         Self(Answer::Counts { entries, queue })
@@ -120,6 +153,7 @@ impl Reply {
             | Answer::Peers(_)
             | Answer::Entry { .. }
             | Answer::Table(_)
+            | Answer::LargeTable { .. }
             | Answer::Counts { .. }
             | Answer::Text(_) => "OK",
         }
@@ -129,6 +163,16 @@ impl Reply {
     pub(crate) fn render(&self, format: Format) -> Rendered {
         if let Answer::Text(body) = &self.0 {
             return Rendered::text(body.clone());
+        }
+        if let Answer::LargeTable {
+            db,
+            network,
+            table,
+            entries,
+        } = &self.0
+        {
+            let table = db.open_table(network, table);
+            return Rendered::listing(Listing::new(table, *entries, format), format);
         }
         if !format.is_json {
             return Rendered::text(self.plain(format));
@@ -140,7 +184,7 @@ impl Reply {
         });
         Rendered {
             content_type: JSON,
-            body: writer.into_text(),
+            body: writer.into_text().into(),
         }
     }
 
@@ -157,7 +201,7 @@ impl Reply {
 
     fn lines(&self, body: &mut Vec<u8>, format: Format) -> std::io::Result<()> {
         match &self.0 {
-            Answer::Done => {}
+            Answer::Done | Answer::LargeTable { .. } => {}
             Answer::Info(text) => body.write_all(text.as_bytes())?,
             Answer::Failed(failure) => write!(body, "Error: {failure}")?,
             Answer::Missing { usage } => write!(body, "Usage: {usage}")?,
@@ -172,12 +216,12 @@ impl Reply {
                     writeln!(body, "{index}) {} -> {ip}", peer.id)?;
                 }
             }
-            Answer::Entry { key, value } => line(body, 0, key, value, "", format)?,
+            Answer::Entry { key, value } => entry_line(body, 0, key.as_str(), value, "", format),
             Answer::Table(entries) => {
                 writeln!(body, "total entries: {}", entries.len())?;
                 for (index, entry) in entries.iter().enumerate() {
                     let owner = entry.owner.as_str();
-                    line(body, index, &entry.key, &entry.value, owner, format)?;
+                    entry_line(body, index, entry.key.as_str(), &entry.value, owner, format);
                 }
             }
             Answer::Counts { entries, queue } => {
@@ -190,7 +234,7 @@ impl Reply {
 
     fn details(&self, writer: &mut Writer, format: Format) {
         match &self.0 {
-            Answer::Done => writer.null(),
+            Answer::Done | Answer::LargeTable { .. } => writer.null(),
             Answer::Info(text) => note(writer, "info", text.as_bytes()),
             Answer::Failed(failure) => note(writer, "error", failure.to_string().as_bytes()),
             Answer::Missing { usage } => note(writer, "usage", usage.as_bytes()),
@@ -203,11 +247,11 @@ impl Reply {
                 writer.member("ip").string(ip.as_bytes());
             }),
             Answer::Entry { key, value } => {
-                writer.object(|writer| row(writer, key, value, "", format));
+                writer.object(|writer| entry_members(writer, key.as_str(), value, "", format));
             }
             Answer::Table(entries) => sized(writer, entries, |writer, entry| {
                 let owner = entry.owner.as_str();
-                row(writer, &entry.key, &entry.value, owner, format);
+                entry_members(writer, entry.key.as_str(), &entry.value, owner, format);
             }),
             Answer::Counts { entries, queue } => writer.object(|writer| {
                 writer.member("entries").number(*entries);
@@ -221,6 +265,19 @@ impl Reply {
 impl Rendered {
     fn text(body: Vec<u8>) -> Self {
         let content_type = content_type(&body);
+        let body = body.into();
+        Self { content_type, body }
+    }
+
+    fn listing(mut listing: Listing, format: Format) -> Self {
+        let first = listing.next_part().unwrap_or_default();
+        let content_type = if format.is_json {
+            JSON
+        } else {
+            content_type(&first)
+        };
+        let body = axum::body::Body::new(listing.after(first));
+        let body = Body::Streamed(body);
         Self { content_type, body }
     }
 }
@@ -241,21 +298,22 @@ fn unknown_path(path: &[u8]) -> Vec<u8> {
     [b"URL path: ", path, b" no method implemented check /help\n"].concat()
 }
 
-fn line(
+/// Writes the line of one entry.
+pub(crate) fn entry_line(
     body: &mut Vec<u8>,
     index: usize,
-    key: &Key,
+    key: &str,
     value: &[u8],
     owner: &str,
     format: Format,
-) -> std::io::Result<()> {
-    write!(body, "{index}) k:`{key}` -> v:`")?;
+) {
+    body.extend_from_slice(format!("{index}) k:`{key}` -> v:`").as_bytes());
     if format.is_raw {
-        body.write_all(value)?;
+        body.extend_from_slice(value);
     } else {
-        body.write_all(value::encode(value).as_bytes())?;
+        body.extend_from_slice(value::encode(value).as_bytes());
     }
-    writeln!(body, "` owner:`{owner}`")
+    body.extend_from_slice(format!("` owner:`{owner}`\n").as_bytes());
 }
 
 /// Writes an object with one text.
@@ -279,8 +337,15 @@ fn sized<T>(writer: &mut Writer, items: &[T], fill: impl Fn(&mut Writer, &T)) {
     });
 }
 
-fn row(writer: &mut Writer, key: &Key, value: &[u8], owner: &str, format: Format) {
-    writer.member("key").string(key.as_str().as_bytes());
+/// Writes what an object says of one entry.
+pub(crate) fn entry_members(
+    writer: &mut Writer,
+    key: &str,
+    value: &[u8],
+    owner: &str,
+    format: Format,
+) {
+    writer.member("key").string(key.as_bytes());
     if format.is_raw {
         writer.member("value").string(value);
     } else {
@@ -293,7 +358,22 @@ fn row(writer: &mut Writer, key: &Key, value: &[u8], owner: &str, format: Format
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use axum::body::HttpBody as _;
+
     use super::*;
+
+    /// Reads a body that never waits.
+    fn whole(body: Body) -> Vec<u8> {
+        let (mut body, mut bytes) = (pin!(body), Vec::new());
+        let mut context = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Some(frame)) = body.as_mut().poll_frame(&mut context) {
+            bytes.extend(frame.unwrap().into_data().unwrap());
+        }
+        bytes
+    }
 
     const PLAIN: Format = Format {
         is_json: false,
@@ -314,7 +394,7 @@ mod tests {
 
     fn text(reply: &Reply, format: Format) -> (&'static str, Vec<u8>) {
         let Rendered { content_type, body } = reply.render(format);
-        (content_type, body)
+        (content_type, whole(body))
     }
 
     #[test]

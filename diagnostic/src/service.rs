@@ -115,7 +115,7 @@ async fn handle(
         })
         .await;
     let rendered = reply.render(format);
-    let mut response = Response::new(Body::from(rendered.body));
+    let mut response = Response::new(rendered.body);
     let content_type = HeaderValue::from_static(rendered.content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     Ok(Answered {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Entry, NetworkDb, ReadError, entry_of};
 use crate::engine::{Table, WriteError};
-use crate::id::{Key, NetworkId, TableName};
+use crate::id::{Key, NetworkId, NodeId, TableName};
 
 /// One table of one network, to be read and written often. Made by [`NetworkDb::open_table`].
 ///
@@ -56,6 +56,23 @@ impl TableHandle {
             value.flatten()
         };
         self.with(visible).flatten()
+    }
+
+    /// Calls `each` with key, value and owner of some visible entries and returns where to go on, `None` at the end. Start
+    /// at 0. Writers go on between two calls; an entry that stays during the whole walk is seen once.
+    pub fn walk_from(
+        &self,
+        position: u64,
+        mut each: impl FnMut(&str, &[u8], &NodeId),
+    ) -> Option<u64> {
+        let walk = |table: &Table| {
+            table.walk_from(position, |record| {
+                if let Some(value) = record.value() {
+                    each(record.key(), value, &record.owner().node);
+                }
+            })
+        };
+        self.with(walk).flatten()
     }
 
     /// Creates an entry owned by this node, or refuses while a visible entry has the key. Visible here on return.
