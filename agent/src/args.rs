@@ -100,6 +100,28 @@ pub(crate) struct AgentArgs {
     /// Port of the diagnostic server; 0 picks a free one [default: none, the server is off]
     #[arg(long, value_name = "PORT")]
     pub(crate) network_diagnostic_port: Option<u16>,
+    /// File with tokens, one a line, of which every diagnostic request has to bring one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) diagnostic_token_file: Option<PathBuf>,
+    /// Certificate of the diagnostic server, PEM; it then speaks TLS
+    #[arg(long, value_name = "FILE")]
+    pub(crate) diagnostic_tls_cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) diagnostic_tls_key: Option<PathBuf>,
+    /// Roots of the certificates that diagnostic clients have to bring, PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) diagnostic_tls_client_ca: Option<PathBuf>,
+    /// Name by which diagnostic requests may call this node, beside its addresses; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    #[serde(deserialize_with = "text_list")]
+    pub(crate) diagnostic_host: Vec<String>,
+    /// Refuse diagnostic requests that change something
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) diagnostic_read_only: Option<bool>,
+    /// Allow a diagnostic server without tokens and client certificates on addresses that are not loopback
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) diagnostic_insecure: Option<bool>,
     /// Least level that is logged [default: info]
     #[arg(long)]
     pub(crate) log_level: Option<LogLevel>,
@@ -163,13 +185,22 @@ impl AgentArgs {
             network_diagnostic_port: self
                 .network_diagnostic_port
                 .or(file.network_diagnostic_port),
+            diagnostic_token_file: self.diagnostic_token_file.or(file.diagnostic_token_file),
+            diagnostic_tls_cert: self.diagnostic_tls_cert.or(file.diagnostic_tls_cert),
+            diagnostic_tls_key: self.diagnostic_tls_key.or(file.diagnostic_tls_key),
+            diagnostic_tls_client_ca: self
+                .diagnostic_tls_client_ca
+                .or(file.diagnostic_tls_client_ca),
+            diagnostic_host: list(self.diagnostic_host, file.diagnostic_host),
+            diagnostic_read_only: self.diagnostic_read_only.or(file.diagnostic_read_only),
+            diagnostic_insecure: self.diagnostic_insecure.or(file.diagnostic_insecure),
             log_level: self.log_level.or(file.log_level),
             log_format: self.log_format.or(file.log_format),
         }
     }
 
     /// Returns the address of the diagnostic server, none when it is off.
-    pub(crate) fn diagnostic(&self) -> Option<std::net::SocketAddr> {
+    pub(crate) fn diagnostic_addr(&self) -> Option<std::net::SocketAddr> {
         let ip = self.diagnostic_addr.unwrap_or(Ipv4Addr::LOCALHOST.into());
         self.network_diagnostic_port.map(|port| (ip, port).into())
     }
@@ -183,6 +214,11 @@ fn join_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, 
         .flat_map(|text| text.split(','))
         .map(str::to_owned)
         .collect())
+}
+
+/// Reads `"a"` or `["a", "b"]`.
+fn text_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_any(Texts)
 }
 
 /// Reads `"net1"` or `["net1", "net2"]`; a comma is part of the name.

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use networkdb::node::NodeConfig;
 use networkdb::{Config, Keyring, NetworkId};
 
 use crate::args::{AgentArgs, LogFormat, LogLevel, Preset};
+use crate::diagnostics::Exposed;
 
 /// The port for gossip unless another is given.
 const GOSSIP_PORT: u16 = 7946;
@@ -26,8 +27,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 pub(crate) struct Settings {
     pub(crate) node: NodeConfig,
     pub(crate) networks: Vec<NetworkId>,
-    /// Where the diagnostic server listens; none when it is off.
-    pub(crate) diagnostic: Option<SocketAddr>,
+    /// The diagnostic server; none when it is off.
+    pub(crate) diagnostic: Option<Exposed>,
     pub(crate) log_level: LogLevel,
     pub(crate) log_format: LogFormat,
 }
@@ -47,7 +48,7 @@ impl Settings {
         };
         protocol.cluster = args.cluster.clone().unwrap_or(protocol.cluster);
         Ok(Self {
-            diagnostic: args.diagnostic(),
+            diagnostic: Exposed::read(&args)?,
             node: NodeConfig {
                 protocol,
                 node_id: args.node_id,
@@ -106,9 +107,14 @@ fn parse_config(text: &str) -> Result<AgentArgs> {
     Ok(args)
 }
 
-/// Reads a key file; refuses one that others may read.
+/// Reads a key file.
 fn read_keys(path: &Path) -> Result<Keyring> {
     let name = format!("key file {}", path.display());
+    Keyring::parse(&read_secret(&name, path)?).context(name)
+}
+
+/// Reads a file of secrets; refuses one that others may read.
+pub(crate) fn read_secret(name: &str, path: &Path) -> Result<String> {
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     let metadata = file
         .metadata()
@@ -118,8 +124,7 @@ fn read_keys(path: &Path) -> Result<Keyring> {
         let path = path.display();
         bail!("{name} is open to others (mode {mode:04o}): run `chmod 600 {path}`");
     }
-    let text = read_text(file).with_context(|| format!("cannot read {name}"))?;
-    Keyring::parse(&text).context(name)
+    read_text(file).with_context(|| format!("cannot read {name}"))
 }
 
 /// Reads a small text file to its end.
@@ -145,6 +150,8 @@ fn machine_name() -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use std::net::SocketAddr;
 
     use super::*;
 
@@ -202,10 +209,8 @@ mod tests {
         let settings = Settings::read(&flags).unwrap();
         assert_eq!(settings.node.protocol.cluster, "blue");
         assert_eq!(settings.node.bind, SocketAddr::from(([127, 0, 0, 1], 2)));
-        assert_eq!(
-            settings.diagnostic,
-            Some(SocketAddr::from(([127, 0, 0, 1], 9)))
-        );
+        let exposed = settings.diagnostic.expect("a port was given");
+        assert_eq!(exposed.addr, SocketAddr::from(([127, 0, 0, 1], 9)));
         assert_eq!(settings.log_level, LogLevel::Info);
     }
 

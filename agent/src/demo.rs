@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::args::{DemoArgs, LogFormat, LogLevel};
+use crate::diagnostics::Exposed;
 use crate::log::Log;
 use crate::signals::Signals;
 use crate::{diagnostics, fresh_key, say};
@@ -68,7 +69,11 @@ async fn bind_servers(args: &DemoArgs) -> Result<Vec<Server>> {
                 format!("--network-diagnostic-port {first} leaves no ports for {nodes} nodes")
             })?,
         };
-        servers.push(diagnostics::bind((Ipv4Addr::LOCALHOST, port).into()).await?);
+        servers.push(
+            Exposed::local((Ipv4Addr::LOCALHOST, port).into())
+                .bind()
+                .await?,
+        );
     }
     Ok(servers)
 }

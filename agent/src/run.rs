@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::args::AgentArgs;
 use crate::config::Settings;
-use crate::diagnostics::{self, Diagnostics};
+use crate::diagnostics::Diagnostics;
 use crate::log::Log;
 use crate::say;
 use crate::signals::{Request, Signals};
@@ -34,8 +34,8 @@ struct Agent {
 pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     let settings = Settings::read(flags)?;
     let log = Log::start(settings.log_level, settings.log_format);
-    let server = match settings.diagnostic {
-        Some(addr) => Some(diagnostics::bind(addr).await?),
+    let server = match &settings.diagnostic {
+        Some(exposed) => Some(exposed.bind().await?),
         None => None,
     };
     let mut signals = Signals::listen()?;
@@ -47,7 +47,7 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     // Whether in time or not, it goes on by itself and logs how it ended.
     drop(timeout(ENTER_WAIT, &mut attached).await);
     let mut agent = Agent {
-        diagnostics: Diagnostics::start(settings.diagnostic, server, &db),
+        diagnostics: Diagnostics::start(settings.diagnostic.as_ref(), server, &db),
         db,
         log,
         keyring,
@@ -84,7 +84,11 @@ impl Agent {
             }
         };
         self.log.set_level(settings.log_level);
-        if let Err(error) = self.diagnostics.set(settings.diagnostic, &self.db).await {
+        if let Err(error) = self
+            .diagnostics
+            .set(settings.diagnostic.as_ref(), &self.db)
+            .await
+        {
             error!(
                 error = format!("{error:#}"),
                 "diagnostic server not changed"

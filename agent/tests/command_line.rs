@@ -121,6 +121,54 @@ fn gossip_in_the_open_is_refused_outside_loopback() {
 }
 
 #[test]
+fn a_diagnostic_server_is_not_opened_to_the_network_by_mistake() {
+    let agent = [
+        "agent",
+        "--bind-port",
+        "0",
+        "--network-diagnostic-port",
+        "0",
+    ];
+    let with = |more: &[&str]| run(&[&agent[..], more].concat());
+    with(&["--diagnostic-addr", "0.0.0.0"]).failed_with(
+        1,
+        &[
+            "--diagnostic-addr 0.0.0.0",
+            "--diagnostic-token-file",
+            "--diagnostic-tls-client-ca",
+            "--diagnostic-insecure",
+        ],
+    );
+    with(&["--diagnostic-tls-cert", "/nonexistent"])
+        .failed_with(1, &["--diagnostic-tls-cert", "--diagnostic-tls-key"]);
+    let tls = [
+        "--diagnostic-tls-cert",
+        "/nonexistent",
+        "--diagnostic-tls-key",
+        "/nonexistent",
+    ];
+    with(&tls).failed_with(1, &["/nonexistent", "No such file"]);
+}
+
+#[test]
+fn token_files_that_are_open_or_malformed_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = [
+        "agent",
+        "--bind-port",
+        "0",
+        "--network-diagnostic-port",
+        "0",
+    ];
+    let with = |path: &str| run(&[&agent[..], &["--diagnostic-token-file", path]].concat());
+    let open = write(dir.path(), "open", "0123456789abcdef\n", 0o644);
+    with(&open).failed_with(1, &[&open, "mode 0644", "chmod 600"]);
+    let short = write(dir.path(), "short", "# ours\nshort\n", 0o600);
+    with(&short).failed_with(1, &[&short, "line 2"]);
+    with("/nonexistent/tokens").failed_with(1, &["token file /nonexistent/tokens"]);
+}
+
+#[test]
 fn ports_in_use_are_named_with_their_flags() {
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();

@@ -8,24 +8,54 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Frame, SizeHint};
 
+use crate::places::Busy;
+
 /// The body of a response.
 #[derive(Debug)]
-pub(crate) enum Body {
+pub(crate) struct Body {
+    bytes: Kind,
+    /// The connection is busy until the body has been sent and this is dropped.
+    _busy: Option<Busy>,
+}
+
+#[derive(Debug)]
+enum Kind {
     /// In one piece, which most are: no allocation beside the bytes.
     Whole(Full<Bytes>),
     /// Made while it is sent.
     Streamed(axum::body::Body),
 }
 
+impl Body {
+    /// A body that is made while it is sent.
+    pub(crate) fn streamed(body: axum::body::Body) -> Self {
+        Self {
+            bytes: Kind::Streamed(body),
+            _busy: None,
+        }
+    }
+
+    /// Keeps the connection until the body has been sent.
+    pub(crate) fn keeping(self, busy: Busy) -> Self {
+        Self {
+            _busy: Some(busy),
+            ..self
+        }
+    }
+}
+
 impl Default for Body {
     fn default() -> Self {
-        Self::Whole(Full::default())
+        Self::from(Bytes::new())
     }
 }
 
 impl<T: Into<Bytes>> From<T> for Body {
     fn from(bytes: T) -> Self {
-        Self::Whole(Full::new(bytes.into()))
+        Self {
+            bytes: Kind::Whole(Full::new(bytes.into())),
+            _busy: None,
+        }
     }
 }
 
@@ -37,25 +67,25 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        match self.get_mut() {
-            Self::Whole(body) => Pin::new(body)
+        match &mut self.get_mut().bytes {
+            Kind::Whole(body) => Pin::new(body)
                 .poll_frame(context)
                 .map_err(|error| match error {}),
-            Self::Streamed(body) => Pin::new(body).poll_frame(context),
+            Kind::Streamed(body) => Pin::new(body).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Whole(body) => body.is_end_stream(),
-            Self::Streamed(body) => body.is_end_stream(),
+        match &self.bytes {
+            Kind::Whole(body) => body.is_end_stream(),
+            Kind::Streamed(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Whole(body) => body.size_hint(),
-            Self::Streamed(body) => body.size_hint(),
+        match &self.bytes {
+            Kind::Whole(body) => body.size_hint(),
+            Kind::Streamed(body) => body.size_hint(),
         }
     }
 }

@@ -16,34 +16,41 @@
 //! | `/createentry`, `/updateentry` | `nid tname key value` | writes an entry |
 //! | `/deleteentry` | `nid tname key` | deletes an entry |
 //! | `/getentry` | `nid tname key` | one entry as this node holds it |
-//! | `/gettable` | `nid tname` | all visible entries of a table |
+//! | `/gettable` | `nid tname` | all visible entries of a table; from 1 MiB on, read while it is sent |
 //! | `/networkstats` | `nid` | entries, deleted ones counted, and events that wait to be sent |
 //!
 //! A success reply to a write means *accepted here*: this node holds it and shows it from then on. The other nodes get it
 //! by gossip, a moment later. Reads never ask another node.
 //!
 //! Other layers mount their own paths through [`Routes`], before or while the server runs. Limits answer with their own
-//! status (400, 408, 413, 414, 431). Each routed request leaves one line in the log, which never holds a value.
+//! status (400, 408, 413, 414, 431), and so does [`Access`] (401, 403): what is asked of whoever is not on this machine, and
+//! of pages in a browser. Each routed request leaves one line in the log, which never holds a value.
 
+mod access;
 mod audit;
 mod body;
 mod cluster;
+mod connections;
 mod entries;
 mod failure;
 mod json;
 mod listing;
 mod params;
 mod patience;
+mod places;
 mod reply;
 mod routes;
 mod server;
 mod service;
 mod status;
+mod tls;
 mod value;
 mod web;
 
+pub use access::{Access, TokenError, Tokens};
 pub use failure::Failure;
 pub use params::Params;
 pub use reply::Reply;
 pub use routes::{PathTaken, Request, Route, Routes};
 pub use server::{BindError, Running, Server};
+pub use tls::{Tls, TlsError, TlsFiles};

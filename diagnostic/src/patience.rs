@@ -9,21 +9,21 @@ use std::time::Duration;
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Sleep, sleep};
 
 /// A stream with a limit on how long a write may make no progress.
 #[derive(Debug)]
-pub(crate) struct Patience {
-    stream: TokioIo<TcpStream>,
+pub(crate) struct Patience<S> {
+    stream: TokioIo<S>,
     stall_max: Duration,
     /// Runs while a write waits.
     stall: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
+impl<S> Patience<S> {
     /// Wraps a stream.
-    pub(crate) fn new(stream: TcpStream, stall_max: Duration) -> Self {
+    pub(crate) fn new(stream: S, stall_max: Duration) -> Self {
         Self {
             stream: TokioIo::new(stream),
             stall_max,
@@ -50,7 +50,7 @@ impl Patience {
     }
 }
 
-impl Read for Patience {
+impl<S: AsyncRead + Unpin> Read for Patience<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -60,7 +60,7 @@ impl Read for Patience {
     }
 }
 
-impl Write for Patience {
+impl<S: AsyncWrite + Unpin> Write for Patience<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -99,7 +99,7 @@ impl Write for Patience {
 mod tests {
     use std::future::poll_fn;
 
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -277,7 +277,7 @@ impl Rendered {
             content_type(&first)
         };
         let body = axum::body::Body::new(listing.after(first));
-        let body = Body::Streamed(body);
+        let body = Body::streamed(body);
         Self { content_type, body }
     }
 }

@@ -55,6 +55,7 @@ pub struct Route {
     path: String,
     template: &'static str,
     is_text_only: bool,
+    is_change: bool,
     handler: Box<dyn Fn(Request) -> Answering + Send + Sync>,
 }
 
@@ -80,6 +81,7 @@ impl Route {
             path: path.into(),
             template: "",
             is_text_only: false,
+            is_change: false,
             handler: Box::new(move |request| Box::pin(handler(request))),
         }
     }
@@ -98,6 +100,20 @@ impl Route {
             is_text_only: true,
             ..self
         }
+    }
+
+    /// Says that a request changes something, which a page of another site may not ask for and a read-only server refuses.
+    #[must_use]
+    pub fn changes(self) -> Self {
+        Self {
+            is_change: true,
+            ..self
+        }
+    }
+
+    /// Returns true when a request changes something.
+    pub(crate) fn is_change(&self) -> bool {
+        self.is_change
     }
 
     /// Returns true when `json` is to be ignored.

@@ -1,44 +1,22 @@
-//! The listener and its connections: taking the port, how many clients at once, how long each may take, and the end.
+//! The listener: taking the port, who may ask, moving elsewhere, and the end.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use networkdb::node::NetworkDb;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
-use tracing::{debug, warn};
+use parking_lot::RwLock;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::warn;
 
-use crate::patience::Patience;
+use crate::access::Access;
+use crate::connections::{Acceptor, Stop};
 use crate::routes::Routes;
-use crate::service::{self, Site};
+use crate::service::Site;
+use crate::tls::Tls;
 use crate::{status, web};
-
-/// Connections at the same time. Further ones wait in the listener's backlog until one of these ends.
-const CONNECTIONS_MAX: usize = 256;
-
-/// Largest request line with headers. A URI ends at 64 KiB in the HTTP library; larger values need a form.
-const HEAD_BYTES_MAX: usize = 96 << 10;
-
-/// How long a client may take for a head, the pause before it included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a reply may wait for a client that does not read.
-const STALL_MAX: Duration = Duration::from_secs(30);
-
-/// How long [`Running::stop`] waits for requests in flight.
-const STOP_MAX: Duration = Duration::from_secs(1);
-
-/// Pause after the system refused to accept, which it does when file descriptors run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The address could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +35,7 @@ pub struct Server {
     listener: TcpListener,
     addr: SocketAddr,
     site: Site,
+    tls: Arc<RwLock<Option<Tls>>>,
 }
 
 /// A server that answers. Dropping this leaves it running to the end of the process.
@@ -64,7 +43,9 @@ pub struct Server {
 pub struct Running {
     addr: SocketAddr,
     routes: Routes,
-    stop: watch::Sender<bool>,
+    access: Arc<RwLock<Arc<Access>>>,
+    tls: Arc<RwLock<Option<Tls>>>,
+    stop: watch::Sender<Option<Stop>>,
     task: JoinHandle<()>,
 }
 
@@ -86,6 +67,7 @@ impl Server {
             listener,
             addr,
             site: Site::default(),
+            tls: Arc::default(),
         })
     }
 
@@ -93,6 +75,20 @@ impl Server {
     #[must_use]
     pub fn with_routes(mut self, routes: Routes) -> Self {
         self.site.routes = routes;
+        self
+    }
+
+    /// Lets in who may ask; without this it is [`Access::local`].
+    #[must_use]
+    pub fn with_access(self, access: Access) -> Self {
+        *self.site.access.write() = Arc::new(access);
+        self
+    }
+
+    /// Speaks TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Tls) -> Self {
+        *self.tls.write() = Some(tls);
         self
     }
 
@@ -118,12 +114,21 @@ impl Server {
 
     /// Starts to answer what is mounted.
     pub(crate) fn run(self) -> Running {
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(None);
         let routes = self.site.routes.clone();
-        let task = tokio::spawn(accept(self.listener, self.site, stopped));
+        let access = Arc::clone(&self.site.access);
+        let tls = Arc::clone(&self.tls);
+        let acceptor = Acceptor {
+            site: self.site,
+            tls: self.tls,
+            stopped,
+        };
+        let task = tokio::spawn(acceptor.run(self.listener));
         Running {
             addr: self.addr,
             routes,
+            access,
+            tls,
             stop,
             task,
         }
@@ -143,117 +148,53 @@ impl Running {
         &self.routes
     }
 
-    /// Gives the port back at once, then waits a bounded time for requests in flight.
+    /// Changes who may ask, from the next request on.
+    pub fn set_access(&self, access: Access) {
+        *self.access.write() = Arc::new(access);
+    }
+
+    /// Changes how TLS is spoken, from the next connection on; none goes on in the open.
+    pub fn set_tls(&self, tls: Option<Tls>) {
+        *self.tls.write() = tls;
+    }
+
+    /// Gives the port back at once, then waits a second at most for requests in flight.
     pub async fn stop(self) {
-        self.stop.send_replace(true);
+        self.end(Stop::Soon).await;
+    }
+
+    /// Gives the port back, then lets every request in flight come to its end, up to half a minute; none fails. The port is
+    /// free when this returns; the rest goes on by itself.
+    pub async fn retire(self) {
+        let freed = self.stop.clone();
+        tokio::spawn(self.end(Stop::Gently));
+        // The acceptor gives its receiver up together with the port.
+        freed.closed().await;
+    }
+
+    async fn end(self, stop: Stop) {
+        self.stop.send_replace(Some(stop));
         if let Err(error) = self.task.await {
             warn!(%error, "diagnostic server ended badly");
         }
     }
 }
 
-/// Accepts until stopped, then sees the connections off.
-async fn accept(listener: TcpListener, site: Site, mut stopped: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            () = asked(&mut stopped) => break,
-            Some(ended) = connections.join_next() => report(ended),
-            (stream, remote, place) = next(&listener, &places) => {
-                connections.spawn(connection(stream, remote, place, site.clone(), stopped.clone()));
-            }
-        }
-    }
-    drop(listener);
-    let ended = async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
-        }
-    };
-    if timeout(STOP_MAX, ended).await.is_err() {
-        debug!(
-            connections = connections.len(),
-            "diagnostic connections cut off"
-        );
-        connections.shutdown().await;
-    }
-}
-
-/// Waits for a free place, then for a client.
-async fn next(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let place = Arc::clone(places).acquire_owned().await;
-    let place = place.expect("nobody closes the semaphore");
-    loop {
-        match listener.accept().await {
-            Ok((stream, remote)) => return (stream, remote, place),
-            Err(error) => {
-                debug!(%error, "accept refused");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Serves one client until it ends, breaks a limit, or the server stops.
-async fn connection(
-    stream: TcpStream,
-    remote: SocketAddr,
-    _place: OwnedSemaphorePermit,
-    site: Site,
-    mut stopped: watch::Receiver<bool>,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%remote, %error, "no delay refused");
-    }
-    let answer = service_fn(|request| async {
-        Ok::<_, Infallible>(service::answer(&site, request, remote).await)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        // Scripts that pipe a request into a socket close their side before they read.
-        .half_close(true)
-        .title_case_headers(true)
-        .serve_connection(Patience::new(stream, STALL_MAX), answer);
-    let mut connection = pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = asked(&mut stopped) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = served {
-        debug!(%remote, %error, "diagnostic connection broke");
-    }
-}
-
-/// Waits until the server is to stop; never ends when nobody is left who could ask for it.
-async fn asked(stopped: &mut watch::Receiver<bool>) {
-    if stopped.wait_for(|stop| *stop).await.is_err() {
-        std::future::pending().await
-    }
-}
-
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        warn!(%error, "diagnostic connection ended badly");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
     use tokio::sync::Notify;
+    use tokio::time::timeout;
 
     use super::*;
+    use crate::connections::CONNECTIONS_MAX;
     use crate::reply::Reply;
     use crate::routes::Route;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
 
     async fn bound() -> Server {
         Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap()
@@ -303,7 +244,7 @@ mod tests {
         let addr = server.local_addr();
         let (called, go) = mount_slow(&server);
         let running = server.run();
-        let stream = send(addr, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let stream = send(addr, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         called.notified().await;
         let stop = tokio::spawn(running.stop());
         while TcpStream::connect(addr).await.is_ok() {
@@ -321,9 +262,9 @@ mod tests {
         let addr = server.local_addr();
         let (called, _go) = mount_slow(&server);
         let running = server.run();
-        let stream = send(addr, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let stream = send(addr, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         called.notified().await;
-        timeout(STOP_MAX * 5, running.stop()).await.unwrap();
+        timeout(DEADLINE, running.stop()).await.unwrap();
         assert_eq!(rest(stream).await, "");
     }
 
@@ -334,28 +275,57 @@ mod tests {
         let (_called, go) = mount_slow(&server);
         drop(server.run());
         go.notify_one();
-        let request = "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        let request = "GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         assert!(rest(send(addr, request).await).await.ends_with("OK"));
     }
 
     #[tokio::test]
-    async fn client_beyond_the_limit_is_served_when_another_leaves() {
+    async fn a_retired_server_frees_its_port_and_fails_no_request() {
         let server = bound().await;
         let addr = server.local_addr();
-        let (_called, go) = mount_slow(&server);
+        let (called, go) = mount_slow(&server);
+        let mount = Route::new("/quick", |_| std::future::ready(Ok(Reply::done())));
+        server.routes().mount(mount);
         let running = server.run();
-        let mut others = Vec::new();
-        for _ in 0..CONNECTIONS_MAX {
-            others.push(TcpStream::connect(addr).await.unwrap());
-        }
+        let slow = send(addr, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        called.notified().await;
+        let quick = "GET /quick HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut kept = send(addr, quick).await;
+        let mut reply = [0; 512];
+        let read = kept.read(&mut reply).await.unwrap();
+        assert!(reply[..read].ends_with(b"OK"));
+        timeout(DEADLINE, running.retire()).await.unwrap();
+        let next = Server::bind(addr).await.expect("the port is free");
+        drop(next);
+        // A request that was on its way over a kept connection is answered, and told that it is the last.
+        kept.write_all(quick.as_bytes()).await.unwrap();
+        let last = rest(kept).await;
+        assert!(last.contains("Connection: close"), "{last}");
+        assert!(last.ends_with("OK"), "{last}");
         go.notify_one();
-        let request = "GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let mut waiting = send(addr, request).await;
-        let mut byte = [0];
-        let early = timeout(Duration::from_millis(200), waiting.read_exact(&mut byte)).await;
-        assert!(early.is_err(), "served beyond the limit");
-        drop(others);
-        assert!(rest(waiting).await.ends_with("OK"));
+        assert!(rest(slow).await.ends_with("\r\n\r\nOK"));
+    }
+
+    #[tokio::test]
+    async fn clients_that_say_nothing_keep_nobody_out() {
+        let server = bound().await;
+        let addr = server.local_addr();
+        let (called, go) = mount_slow(&server);
+        let running = server.run();
+        let request = "GET /slow HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let served = send(addr, request).await;
+        called.notified().await;
+        let mut silent = Vec::new();
+        for _ in 0..CONNECTIONS_MAX + 50 {
+            silent.push(send(addr, "GET /slow HTTP/1.1\r\nX-Slow: ").await);
+        }
+        let newcomer = send(addr, request).await;
+        called.notified().await;
+        go.notify_waiters();
+        assert!(rest(newcomer).await.ends_with("OK"));
+        // The one that was being served has not given way.
+        assert!(rest(served).await.ends_with("OK"));
+        drop(silent);
         running.stop().await;
     }
 }

@@ -1,18 +1,22 @@
 //! What happens to one request: limits, redirect, parameters, handler, reply, and one line in the log.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
+use parking_lot::RwLock;
 use tokio::time::timeout;
 use tower_service::Service;
 
+use crate::access::{Access, Denied};
 use crate::body::Body;
+use crate::json::Writer;
 use crate::params::{Params, decode_path};
 use crate::reply::Format;
 use crate::routes::{Request, Routes, cleaned};
@@ -27,13 +31,15 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a client gets.
 pub(crate) type Response = hyper::Response<Body>;
 
-/// All that one server answers.
+/// All that one server answers, and to whom.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Site {
     /// Docker's paths and those of other layers.
     pub(crate) routes: Routes,
     /// The paths that [`web::owns`] names.
     pub(crate) web: axum::Router,
+    /// Who may ask.
+    pub(crate) access: Arc<RwLock<Arc<Access>>>,
 }
 
 /// A response and what the log says about it.
@@ -55,38 +61,51 @@ pub(crate) async fn answer(
     request: hyper::Request<Incoming>,
     remote: SocketAddr,
 ) -> Response {
-    if web::owns(request.uri().path()) {
-        return answer_web(site.web.clone(), request, remote).await;
-    }
-    let (head, body) = request.into_parts();
-    let answered = handle(&site.routes, &head, body, remote)
-        .await
-        .unwrap_or_else(Refused::into_answered);
-    audit::log(remote, &answered.method, &head.uri, &answered.outcome);
+    let access = Arc::clone(&site.access.read());
+    let uri = request.uri().clone();
+    let is_web = web::owns(uri.path());
+    let answered = if is_web {
+        handle_web(site.web.clone(), &access, request).await
+    } else {
+        handle(&site.routes, &access, request, remote).await
+    };
+    let answered = answered.unwrap_or_else(|refused| refused.into_answered(is_web));
+    audit::log(remote, &answered.method, &uri, &answered.outcome);
     answered.response
 }
 
 /// Answers one request with a status of its own.
-async fn answer_web(
+async fn handle_web(
     mut web: axum::Router,
+    access: &Access,
     request: hyper::Request<Incoming>,
-    remote: SocketAddr,
-) -> Response {
-    let (method, uri) = (request.method().clone(), request.uri().clone());
-    let response = match web.call(request).await {
+) -> Result<Answered, Refused> {
+    let (head, body) = request.into_parts();
+    access.check(&head, !web::is_page(head.uri.path()))?;
+    if !head.method.is_safe() {
+        access.check_change(&head)?;
+    }
+    let method = head.method.to_string();
+    let response = match web.call(hyper::Request::from_parts(head, body)).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
-    audit::log(remote, method.as_str(), &uri, response.status().as_str());
-    response.map(Body::Streamed)
+    Ok(Answered {
+        method,
+        outcome: response.status().as_str().to_owned(),
+        response: response.map(Body::streamed),
+    })
 }
 
 async fn handle(
     routes: &Routes,
-    head: &Parts,
-    body: Incoming,
+    access: &Access,
+    request: hyper::Request<Incoming>,
     remote: SocketAddr,
 ) -> Result<Answered, Refused> {
+    let (head, body) = request.into_parts();
+    let head = &head;
+    access.check(head, true)?;
     let raw_path = head.uri.path();
     let path = decode_path(raw_path.as_bytes())
         .filter(|path| path.starts_with(b"/"))
@@ -94,13 +113,16 @@ async fn handle(
     if let Some(clean) = cleaned(raw_path) {
         return redirect(&clean, head);
     }
+    let route = routes
+        .find(raw_path, &path)
+        .ok_or_else(|| Refused::bad_request("no endpoint is mounted"))?;
+    if route.is_change() {
+        access.check_change(head)?;
+    }
     let body = read(body).await?;
     let form = if has_form(head) { &body[..] } else { b"" };
     let query = head.uri.query().unwrap_or_default();
     let params = Params::parse(form, query.as_bytes()).map_err(Refused::bad_request)?;
-    let route = routes
-        .find(raw_path, &path)
-        .ok_or_else(|| Refused::bad_request("no endpoint is mounted"))?;
     let format = if route.is_text_only() {
         Format::default()
     } else {
@@ -220,19 +242,48 @@ impl Refused {
         }
     }
 
+    /// The reason as a problem document (RFC 9457).
+    fn problem(&self) -> Vec<u8> {
+        let mut writer = Writer::new(false);
+        writer.object(|writer| {
+            let title = self.status.canonical_reason().unwrap_or_default();
+            writer.member("type").string(b"about:blank");
+            writer.member("title").string(title.as_bytes());
+            let status = i64::from(self.status.as_u16());
+            writer.member("status").number(status);
+            writer.member("detail").string(self.reason.as_bytes());
+        });
+        writer.into_text()
+    }
+
     /// Makes the response; the connection ends with it, because the rest of the request may still be on its way.
-    fn into_answered(self) -> Answered {
-        let mut response = Response::new(Body::from(format!("{}: {}\n", self.status, self.reason)));
+    fn into_answered(self, is_web: bool) -> Answered {
+        let (body, content_type) = if is_web {
+            (self.problem(), "application/problem+json")
+        } else {
+            let text = format!("{}: {}\n", self.status, self.reason);
+            (text.into_bytes(), "text/plain; charset=utf-8")
+        };
+        let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        let text = HeaderValue::from_static("text/plain; charset=utf-8");
-        headers.insert(CONTENT_TYPE, text);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer realm=\"networkdb\"");
+            headers.insert(WWW_AUTHENTICATE, scheme);
+        }
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         Answered {
             method: "refused".into(),
             outcome: format!("{}: {}", self.status.as_str(), self.reason),
             response,
         }
+    }
+}
+
+impl From<Denied> for Refused {
+    fn from(Denied { status, reason }: Denied) -> Self {
+        Self { status, reason }
     }
 }
 

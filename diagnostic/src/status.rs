@@ -31,14 +31,23 @@ pub(crate) fn mount(routes: &Routes, db: &NetworkDb) {
         write(db, "/deleteentry", entries::delete).requires(entries::KEY),
         read("/getentry", entries::get).requires(entries::KEY),
         read("/gettable", entries::table).requires(entries::TABLE),
-        write(db, "/networkstats", network_stats).requires(cluster::PEERS),
+        wait(db, "/networkstats", network_stats).requires(cluster::PEERS),
     ] {
         routes.mount(route);
     }
 }
 
-/// Makes a route whose handler waits for the node.
+/// Makes a route that changes something.
 fn write<F, A>(db: &NetworkDb, path: &str, handler: F) -> Route
+where
+    F: Fn(NetworkDb, Request) -> A + Send + Sync + 'static,
+    A: Future<Output = Result<Reply, Failure>> + Send + 'static,
+{
+    wait(db, path, handler).changes()
+}
+
+/// Makes a route whose handler waits for the node.
+fn wait<F, A>(db: &NetworkDb, path: &str, handler: F) -> Route
 where
     F: Fn(NetworkDb, Request) -> A + Send + Sync + 'static,
     A: Future<Output = Result<Reply, Failure>> + Send + 'static,

@@ -11,6 +11,11 @@ pub(crate) fn owns(path: &str) -> bool {
     first.is_some_and(|name| ["v1", "metrics", "ui"].contains(&name))
 }
 
+/// Returns true for what is the same on every node, which a browser loads before it can bring a token.
+pub(crate) fn is_page(path: &str) -> bool {
+    path == "/ui" || path.starts_with("/ui/")
+}
+
 /// Makes the router of a node.
 pub(crate) fn router(_db: &NetworkDb) -> Router {
     Router::new()

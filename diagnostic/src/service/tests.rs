@@ -1,12 +1,13 @@
 //! Requests as bytes on a socket against a server with one route that shows what reached it.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
+use crate::access::Tokens;
 use crate::reply::Reply;
 use crate::routes::Route;
 use crate::server::{Running, Server};
@@ -158,7 +159,9 @@ async fn largest_value_fits_into_a_form_and_more_is_refused() {
     assert_eq!(reply.body.len(), "OK\n".len() + (1 << 20) * 4 / 3 + 4);
     let announced = format!("Content-Length: {}\r\n\r\n", BODY_BYTES_MAX + 1);
     let reply = server
-        .exchange(&format!("POST /echo HTTP/1.1\r\nHost: x\r\n{announced}"))
+        .exchange(&format!(
+            "POST /echo HTTP/1.1\r\nHost: localhost\r\n{announced}"
+        ))
         .await;
     assert_eq!(reply.status(), 413);
     assert_eq!(reply.header("Connection"), Some("close"));
@@ -168,7 +171,7 @@ async fn largest_value_fits_into_a_form_and_more_is_refused() {
 async fn unannounced_body_is_refused_when_it_grows_too_large() {
     let server = start().await;
     let chunk = format!("100000\r\n{}\r\n", "a".repeat(1 << 20));
-    let head = "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let reply = server.exchange(&format!("{head}{}", chunk.repeat(6))).await;
     assert_eq!(reply.status(), 413);
 }
@@ -198,7 +201,7 @@ async fn limits_answer_with_their_own_status() {
 #[tokio::test]
 async fn body_that_nobody_needs_does_not_hide_the_next_request() {
     let server = start().await;
-    let first = "GET /echo?key=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nGET ";
+    let first = "GET /echo?key=1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nGET ";
     let reply = server
         .exchange(&format!("{first}GET {}", request("/echo?key=2", "", "")))
         .await;
@@ -266,6 +269,69 @@ async fn every_request_leaves_one_line_without_the_value() {
     assert_eq!(lines.len(), 5, "{log}");
 }
 
+#[tokio::test]
+async fn who_may_not_ask_is_told_so_before_anything_happens() {
+    let server = start().await;
+    let calls = || server.calls.load(Ordering::Relaxed);
+    let change = "/change HTTP/1.1\r\nConnection: close\r\nHost: ";
+    for (request, status, reason) in [
+        (
+            format!("GET {change}evil.example\r\n\r\n"),
+            403,
+            "evil.example",
+        ),
+        (
+            format!("GET {change}localhost\r\nSec-Fetch-Site: cross-site\r\n\r\n"),
+            403,
+            "cross-site",
+        ),
+        (
+            format!("HEAD {change}localhost\r\nOrigin: http://evil.example\r\n\r\n"),
+            403,
+            "",
+        ),
+        (
+            format!("POST {change}localhost\r\nOrigin: null\r\nContent-Length: 0\r\n\r\n"),
+            403,
+            "null",
+        ),
+    ] {
+        let reply = server.exchange(&request).await;
+        assert_eq!(reply.status(), status, "{request}");
+        let body = String::from_utf8(reply.body).unwrap();
+        assert!(body.contains(reason), "{body}");
+        assert_eq!(calls(), 0, "{request}");
+    }
+    let allowed = format!("GET {change}localhost\r\nSec-Fetch-Site: none\r\n\r\n");
+    assert_eq!(server.exchange(&allowed).await.status(), 200);
+    assert_eq!(calls(), 1);
+    let token = Tokens::parse("0123456789abcdef").unwrap();
+    server
+        .running
+        .set_access(Access::local().require(token).read_only());
+    let reply = server.exchange(&allowed).await;
+    assert_eq!(reply.status(), 401);
+    assert_eq!(
+        reply.header("Www-Authenticate"),
+        Some("Bearer realm=\"networkdb\"")
+    );
+    let bearer = "Authorization: Bearer 0123456789abcdef";
+    let with_token = format!("GET {}", request("/echo?key=k", bearer, ""));
+    assert_eq!(server.exchange(&with_token).await.body, b"OK\nk");
+    let with_token = format!("GET {}", request("/change", bearer, ""));
+    let reply = server.exchange(&with_token).await;
+    assert_eq!(reply.status(), 403, "it is read-only");
+    assert_eq!(calls(), 1);
+    let page = server
+        .exchange(&format!("GET {}", request("/v1/x", "", "")))
+        .await;
+    assert_eq!(page.status(), 401);
+    assert_eq!(
+        page.header("Content-Type"),
+        Some("application/problem+json")
+    );
+}
+
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -282,6 +348,8 @@ impl std::io::Write for Log {
 
 struct Started {
     running: Running,
+    /// How often something was changed.
+    calls: Arc<AtomicUsize>,
 }
 
 struct Received {
@@ -301,7 +369,15 @@ async fn start() -> Started {
         .requires("tname=table_name")
         .text_only();
     server.routes().mount(text);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let called = Arc::clone(&calls);
+    let change = Route::new("/change", move |_| {
+        called.fetch_add(1, Ordering::Relaxed);
+        std::future::ready(Ok(Reply::done()))
+    });
+    server.routes().mount(change.changes());
     Started {
+        calls,
         running: server.run(),
     }
 }
@@ -311,7 +387,7 @@ fn request(target: &str, header: &str, body: &str) -> String {
     let header = if header.is_empty() { "X: y" } else { header };
     let length = body.len();
     format!(
-        "{target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}"
     )
 }
 

@@ -197,7 +197,7 @@ fn measured(
     for client in 0..CLIENTS {
         let made = (0..count).map(|number| {
             let target = target(number * CLIENTS + client);
-            format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes()
+            format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes()
         });
         requests.push(made.collect::<Vec<_>>());
     }

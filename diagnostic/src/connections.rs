@@ -1,0 +1,243 @@
+//! Connections: how many at once, how long each may take, and how they end.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use parking_lot::RwLock;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, warn};
+
+use crate::body::Body;
+use crate::patience::Patience;
+use crate::places::{Place, Places};
+use crate::service::{self, Site};
+use crate::tls::Tls;
+
+/// Connections at the same time. Further ones take the place of those that wait for a request, or wait themselves.
+pub(crate) const CONNECTIONS_MAX: usize = 512;
+
+/// Largest request line with headers. A URI ends at 64 KiB in the HTTP library; larger values need a form.
+const HEAD_BYTES_MAX: usize = 96 << 10;
+
+/// How long a client may take for a head, the pause before it included.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client may take to agree on TLS.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a reply may wait for a client that does not read.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Pause after the system refused to accept, which it does when file descriptors run out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a server ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Stop {
+    /// With the process, which does not wait long.
+    Soon,
+    /// While the process goes on: nothing in flight may fail.
+    Gently,
+}
+
+/// Takes connections and serves them.
+pub(crate) struct Acceptor {
+    pub(crate) site: Site,
+    pub(crate) tls: Arc<RwLock<Option<Tls>>>,
+    pub(crate) stopped: watch::Receiver<Option<Stop>>,
+}
+
+/// What every connection of a server shares.
+struct Context {
+    site: Site,
+    tls: Arc<RwLock<Option<Tls>>>,
+    /// Replies say that they are the last of their connection.
+    is_ending: AtomicBool,
+    /// Connections that wait for a request are closed.
+    closing: watch::Sender<bool>,
+}
+
+impl Stop {
+    /// How long connections that wait for a request may still send one; the reply to it says that it is the last.
+    fn grace(self) -> Duration {
+        match self {
+            Self::Soon => Duration::from_millis(50),
+            Self::Gently => Duration::from_secs(1),
+        }
+    }
+
+    /// How long requests in flight may take after that.
+    fn limit(self) -> Duration {
+        match self {
+            Self::Soon => Duration::from_secs(1),
+            Self::Gently => Duration::from_secs(30),
+        }
+    }
+}
+
+impl Acceptor {
+    /// Accepts until stopped, then sees the connections off.
+    pub(crate) async fn run(self, listener: TcpListener) {
+        let places = Places::new(CONNECTIONS_MAX);
+        let context = Arc::new(Context {
+            site: self.site,
+            tls: self.tls,
+            is_ending: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
+        });
+        let mut stopped = self.stopped;
+        let mut connections = JoinSet::new();
+        let stop = loop {
+            let (stream, remote) = tokio::select! {
+                stop = asked(&mut stopped) => break stop,
+                accepted = next(&listener) => accepted,
+            };
+            // With all places taken by requests that are being answered, the client is dropped when the server ends.
+            tokio::select! {
+                stop = asked(&mut stopped) => break stop,
+                place = places.take() => {
+                    connections.spawn(Arc::clone(&context).serve(stream, remote, place));
+                }
+            }
+            while let Some(ended) = connections.try_join_next() {
+                report(ended);
+            }
+        };
+        context.is_ending.store(true, Ordering::Relaxed);
+        // Clients whose connection the system has made already are served too.
+        while let Some((stream, remote)) = pending(&listener).await {
+            let place = places.take().await;
+            connections.spawn(Arc::clone(&context).serve(stream, remote, place));
+        }
+        drop(listener);
+        drop(stopped);
+        let grace_is_over = timeout(stop.grace(), all(&mut connections)).await.is_err();
+        context.closing.send_replace(true);
+        if grace_is_over && timeout(stop.limit(), all(&mut connections)).await.is_err() {
+            let connections = connections.len();
+            debug!(connections, "diagnostic connections cut off");
+        }
+        connections.shutdown().await;
+    }
+}
+
+async fn all(connections: &mut JoinSet<()>) {
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+}
+
+/// Waits for a client.
+async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                debug!(%error, "accept refused");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Returns a client that waits to be accepted, if one does.
+async fn pending(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+    tokio::select! {
+        biased;
+        accepted = listener.accept() => accepted.ok(),
+        () = std::future::ready(()) => None,
+    }
+}
+
+impl Context {
+    /// Serves one client until it ends, breaks a limit, or has to go.
+    async fn serve(self: Arc<Self>, stream: TcpStream, remote: SocketAddr, place: Arc<Place>) {
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%remote, %error, "no delay refused");
+        }
+        let tls = self.tls.read().clone();
+        let Some(tls) = tls else {
+            return self.talk(stream, remote, place).await;
+        };
+        match timeout(HANDSHAKE_MAX, tls.acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => self.talk(stream, remote, place).await,
+            Ok(Err(error)) => debug!(%remote, %error, "TLS refused"),
+            Err(_) => debug!(%remote, "no TLS in time"),
+        }
+    }
+
+    async fn talk<S>(&self, stream: S, remote: SocketAddr, place: Arc<Place>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let answer = service_fn(|request| {
+            let busy = place.busy();
+            async move {
+                let mut response = service::answer(&self.site, request, remote).await;
+                if self.is_ending.load(Ordering::Relaxed) {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
+                Ok::<_, Infallible>(response.map(|body: Body| body.keeping(busy)))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_buf_size(HEAD_BYTES_MAX)
+            // Scripts that pipe a request into a socket close their side before they read.
+            .half_close(true)
+            .title_case_headers(true)
+            .serve_connection(Patience::new(stream, STALL_MAX), answer);
+        let mut connection = pin!(connection);
+        let mut closing = self.closing.subscribe();
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = has_to_go(&place, &mut closing) => {
+                if !place.is_busy() {
+                    return;
+                }
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            debug!(%remote, %error, "diagnostic connection broke");
+        }
+    }
+}
+
+/// Waits until a connection has to make room, or the server ends.
+async fn has_to_go(place: &Place, closing: &mut watch::Receiver<bool>) {
+    tokio::select! {
+        () = place.asked_to_leave() => {}
+        // Nobody closes the channel before the last connection has ended.
+        _ = closing.wait_for(|closing| *closing) => {}
+    }
+}
+
+/// Waits until the server is to stop; never ends when nobody is left who could ask for it.
+async fn asked(stopped: &mut watch::Receiver<Option<Stop>>) -> Stop {
+    match stopped.wait_for(Option::is_some).await.map(|stop| *stop) {
+        Ok(Some(stop)) => stop,
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        warn!(%error, "diagnostic connection ended badly");
+    }
+}

@@ -1,0 +1,164 @@
+//! A server that speaks TLS and asks for certificates.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use diagnostic::{Running, Server, Tls, TlsError, TlsFiles};
+use networkdb::node::{NetworkDb, NodeConfig};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// A root that signs, and the files that it has made.
+struct Authority {
+    dir: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("a root");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("root"), issuer.pem()).expect("a writable file");
+        Self { dir, issuer }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a certificate for localhost and its key, as files `NAME.cert` and `NAME.key`.
+    fn sign(&self, name: &str) {
+        let params = CertificateParams::new(vec!["localhost".into()]).expect("a name");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("it is signed");
+        std::fs::write(self.path(&format!("{name}.cert")), certificate.pem()).expect("writable");
+        std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("writable");
+    }
+
+    fn files(&self, client_roots: Option<PathBuf>) -> TlsFiles {
+        TlsFiles {
+            certificate: self.path("server.cert"),
+            key: self.path("server.key"),
+            client_roots,
+        }
+    }
+}
+
+async fn serve(tls: Tls) -> (Running, NetworkDb) {
+    let config = NodeConfig {
+        bind: ([127, 0, 0, 1], 0).into(),
+        ..NodeConfig::default()
+    };
+    let db = NetworkDb::start(config).await.expect("the node starts");
+    let server = Server::bind(([127, 0, 0, 1], 0).into())
+        .await
+        .expect("a free port");
+    (server.with_tls(tls).serve(db.clone()), db)
+}
+
+/// Asks `/ready`, with the certificate of that name if one is given.
+async fn ask(
+    server: &Running,
+    authority: &Authority,
+    with: Option<&str>,
+) -> std::io::Result<String> {
+    let mut roots = RootCertStore::empty();
+    let certificate = |path: &Path| CertificateDer::from_pem_file(path).expect("a certificate");
+    roots
+        .add(certificate(&authority.path("root")))
+        .expect("a root");
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let config = match with {
+        None => config.with_no_client_auth(),
+        Some(name) => {
+            let chain = vec![certificate(&authority.path(&format!("{name}.cert")))];
+            let key = PrivateKeyDer::from_pem_file(authority.path(&format!("{name}.key")));
+            config
+                .with_client_auth_cert(chain, key.expect("a key"))
+                .expect("they fit")
+        }
+    };
+    let stream = TcpStream::connect(server.local_addr()).await?;
+    let name = ServerName::try_from("localhost").expect("a name");
+    let mut stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await?;
+    let request = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await?;
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await?;
+    Ok(reply)
+}
+
+#[tokio::test]
+async fn only_clients_with_a_certificate_of_the_roots_are_answered() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    for name in ["server", "client"] {
+        authority.sign(name);
+    }
+    stranger.sign("stranger");
+    for end in ["cert", "key"] {
+        let name = format!("stranger.{end}");
+        std::fs::copy(stranger.path(&name), authority.path(&name)).unwrap();
+    }
+    let files = authority.files(Some(authority.path("root")));
+    let (server, db) = serve(Tls::load(&files).unwrap()).await;
+    let reply = ask(&server, &authority, Some("client")).await.unwrap();
+    assert!(reply.ends_with("OK\nOK"), "{reply}");
+    assert!(ask(&server, &authority, None).await.is_err());
+    assert!(ask(&server, &authority, Some("stranger")).await.is_err());
+    // Without roots everybody is.
+    server.set_tls(Some(Tls::load(&authority.files(None)).unwrap()));
+    let reply = ask(&server, &authority, None).await.unwrap();
+    assert!(reply.ends_with("OK\nOK"), "{reply}");
+    db.close().await;
+}
+
+#[tokio::test]
+async fn clients_that_speak_no_tls_keep_nobody_out() {
+    let authority = Authority::new();
+    authority.sign("server");
+    let (server, db) = serve(Tls::load(&authority.files(None)).unwrap()).await;
+    let mut plain = TcpStream::connect(server.local_addr()).await.unwrap();
+    plain
+        .write_all(b"GET /ready HTTP/1.1\r\n\r\n")
+        .await
+        .unwrap();
+    let mut reply = Vec::new();
+    drop(plain.read_to_end(&mut reply).await);
+    assert!(!reply.starts_with(b"HTTP"), "{reply:?}");
+    let _silent = TcpStream::connect(server.local_addr()).await.unwrap();
+    assert!(ask(&server, &authority, None).await.is_ok());
+    db.close().await;
+}
+
+#[test]
+fn files_that_are_missing_or_wrong_are_named() {
+    let authority = Authority::new();
+    authority.sign("server");
+    let error = |files: &TlsFiles| Tls::load(files).unwrap_err().to_string();
+    let mut files = authority.files(Some(authority.path("missing")));
+    assert!(error(&files).contains("missing"));
+    std::fs::write(authority.path("empty"), "").unwrap();
+    files.client_roots = Some(authority.path("empty"));
+    assert!(matches!(Tls::load(&files), Err(TlsError::Empty { .. })));
+    authority.sign("other");
+    let mut files = authority.files(None);
+    files.key = authority.path("other.key");
+    assert!(error(&files).starts_with("TLS: "), "{}", error(&files));
+    files.key = authority.path("server.cert");
+    assert!(error(&files).contains("server.cert"));
+}
