@@ -1,9 +1,13 @@
 //! One engine by hand.
 
+mod between;
+mod exchanging;
+mod feeding;
 mod lifecycle;
 mod limits;
 mod rules;
 mod spread;
+mod syncing;
 mod watching;
 
 use super::*;
