@@ -481,3 +481,78 @@ fn record_bytes(record: &TableRecord) -> usize {
         + record.version.owner.as_str().len()
         + 48
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Body, WriteKind, value_hash};
+    use super::*;
+    use crate::id::{Generation, Key, NodeId, Stamp, Version};
+
+    fn table(digests: usize) -> TableNarrow {
+        TableNarrow {
+            differing: TableRanges {
+                table: TableName::new("t").unwrap(),
+                bits: 18,
+                ranges: (0..).take(digests).collect(),
+            },
+            step: 0,
+            digests: vec![0; digests],
+        }
+    }
+
+    /// How many digests of how many tables each message holds, and whether more follow.
+    fn frames(tables: &[usize]) -> Vec<(usize, usize, bool)> {
+        let network = NetworkId::new("net").unwrap();
+        let tables = tables.iter().map(|digests| table(*digests)).collect();
+        let frames = narrow_frames(&network, tables).into_iter();
+        let parts = frames.map(|frame| {
+            let mut decoded = crate::wire::decode_frame(frame).messages;
+            let Some(Message::Narrow(narrow)) = decoded.pop() else {
+                panic!("not a narrow");
+            };
+            let digests = narrow.tables.iter().map(|table| table.digests.len());
+            (digests.sum(), narrow.tables.len(), narrow.more)
+        });
+        parts.collect()
+    }
+
+    #[test]
+    fn narrowed_tables_are_told_in_messages_of_so_many_digests_and_in_one_at_least() {
+        let half = NARROW_DIGESTS / 2;
+        assert_eq!(frames(&[]), [(0, 0, false)]);
+        assert_eq!(frames(&[half, half]), [(2 * half, 2, false)]);
+        let more = [(2 * half, 2, true), (half + 1, 2, false)];
+        assert_eq!(frames(&[half, half, half, 1]), more);
+        let large = [(1, 1, true), (3 * half, 1, true), (1, 1, false)];
+        assert_eq!(frames(&[1, 3 * half, 1]), large);
+    }
+
+    #[test]
+    fn the_size_of_a_record_is_that_of_its_value_and_names_and_48_bytes() {
+        let value = Bytes::from_static(&[7; 100]);
+        let record = TableRecord {
+            network: NetworkId::new("network").unwrap(),
+            table: TableName::new("table").unwrap(),
+            key: Key::new("key").unwrap(),
+            version: Version {
+                time: LamportTime(1),
+                owner: NodeId::new("owner-of-it").unwrap(),
+                stamp: Stamp {
+                    generation: Generation(1),
+                    joined: LamportTime(1),
+                },
+                tombstone: false,
+                value_hash: value_hash(&value),
+            },
+            kind: WriteKind::Create,
+            body: Body::Value(value),
+            residual: None,
+        };
+        assert_eq!(record_bytes(&record), 100 + 7 + 5 + 3 + 11 + 48);
+        let stub = TableRecord {
+            body: Body::Stub,
+            ..record
+        };
+        assert_eq!(record_bytes(&stub), 7 + 5 + 3 + 11 + 48);
+    }
+}

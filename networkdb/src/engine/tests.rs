@@ -5,6 +5,7 @@ mod exchanging;
 mod feeding;
 mod lifecycle;
 mod limits;
+mod pushing;
 mod rules;
 mod spread;
 mod syncing;
