@@ -3,9 +3,11 @@
 mod between;
 mod exchanging;
 mod feeding;
+mod knowing;
 mod lifecycle;
 mod limits;
 mod pushing;
+mod refuting;
 mod rules;
 mod spread;
 mod syncing;
