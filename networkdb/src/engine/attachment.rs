@@ -483,3 +483,31 @@ impl Roster {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attachment_is_exchanged_until_it_fades_or_expires() {
+        let attachment = |expires, is_faded| Attachment {
+            stamp: Stamp::default(),
+            left: true,
+            time: LamportTime(1),
+            expires,
+            is_faded,
+        };
+        let cases = [
+            (None, false, true),
+            (Some(11), false, true),
+            (Some(10), false, false),
+            (Some(9), false, false),
+            (None, true, false),
+            (Some(11), true, false),
+        ];
+        for (expires, is_faded, is_exchanged) in cases {
+            let known = attachment(expires, is_faded);
+            assert_eq!(known.is_exchanged(10), is_exchanged, "{known:?}");
+        }
+    }
+}

@@ -230,4 +230,59 @@ mod tests {
     fn parts_are_never_glued_together() {
         assert_ne!(Digest::of(&[b"ab", b"c"]), Digest::of(&[b"a", b"bc"]));
     }
+
+    #[test]
+    fn names_of_any_length_can_be_hashed() {
+        let long = [7; 255];
+        let parts: [&[u8]; 4] = [&long, &long, &long, b"x"];
+        assert_ne!(Digest::of(&parts), Digest::of(&[&long, &long, &long, b"y"]));
+        // As much as is hashed on the stack, and a byte more.
+        assert_ne!(Digest::of(&[&long[..248]]), Digest::of(&[&long[..249]]));
+    }
+
+    #[test]
+    fn a_record_is_told_from_every_other_of_its_kind_by_its_digest() {
+        let name = |name: &str| NodeId::new(name).unwrap();
+        let stamp = |generation, joined| Stamp {
+            generation: Generation(generation),
+            joined: LamportTime(joined),
+        };
+        let attachment = |network: &str, node: &str, stamp, left| {
+            let network = NetworkId::new(network).unwrap();
+            let record = AttachmentRecord {
+                network,
+                node: name(node),
+                stamp,
+                left,
+                time: LamportTime(1),
+                residual: None,
+            };
+            record.digest()
+        };
+        let node = |node: &str, generation, left| {
+            let record = NodeRecord {
+                node: name(node),
+                generation: Generation(generation),
+                left,
+                time: LamportTime(1),
+                residual: None,
+            };
+            record.digest()
+        };
+        let all = [
+            Digest::default(),
+            attachment("a", "a", stamp(1, 1), false),
+            attachment("b", "a", stamp(1, 1), false),
+            attachment("a", "b", stamp(1, 1), false),
+            attachment("a", "a", stamp(2, 1), false),
+            attachment("a", "a", stamp(1, 2), false),
+            attachment("a", "a", stamp(1, 1), true),
+            node("a", 1, false),
+            node("b", 1, false),
+            node("a", 2, false),
+            node("a", 1, true),
+        ];
+        let different: std::collections::BTreeSet<&Digest> = all.iter().collect();
+        assert_eq!(different.len(), all.len());
+    }
 }

@@ -504,3 +504,27 @@ impl super::stream::Streams {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(sums: &RangeSums) -> Vec<&NodeId> {
+        sums.nodes_in(&Asked::Everything).collect()
+    }
+
+    #[test]
+    fn a_node_is_told_of_while_it_has_a_record() {
+        let mut sums = RangeSums::default();
+        let (node, other) = (NodeId::new("a").unwrap(), NodeId::new("b").unwrap());
+        for record in [1, 2] {
+            sums.plus(&node, Digest(record));
+        }
+        sums.minus(&node, Digest(1));
+        assert_eq!(nodes(&sums), [&node]);
+        assert_eq!(sums.total(), Digest(2));
+        sums.plus(&other, Digest(3));
+        sums.minus(&node, Digest(2));
+        assert_eq!(nodes(&sums), [&other]);
+    }
+}

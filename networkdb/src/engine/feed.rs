@@ -2,7 +2,7 @@
 //!
 //! When more than `feed_from` own writes of a network wait, a stream is opened to each attached peer, and the writes go
 //! over it in the order in which they were made: every one once, no faster than the peer reads. The queue is their log, a
-//! feed a position in it; what all feeds have passed is dropped. When nothing has been written for a while the streams are
+//! feed a position in it; what all feeds have passed is dropped. When nothing has waited for a while the streams are
 //! closed, and writes are pushed again. A feed that breaks is not resumed: digests find what its peer lacks.
 //!
 //! Above `push_direct_max` peers there are no feeds: there the queue is drained by relays, and by digests where it overflows.
@@ -20,7 +20,7 @@ use super::stream::{FRAME_BYTES, Purpose, StreamId};
 use crate::id::NetworkId;
 use crate::wire::{self, BatchWriter};
 
-/// How long nothing is written before feeds are closed.
+/// How long nothing waits before feeds are closed.
 const IDLE: Duration = Duration::from_millis(200);
 /// A feed that has not got on for so long keeps no writer waiting.
 const STUCK: Duration = Duration::from_millis(50);

@@ -617,5 +617,179 @@ mod tests {
         assert!(large.max_transmissions > small.max_transmissions);
         assert_eq!(small.suspect_to_down_after, config.suspicion);
         assert!(large.suspect_to_down_after > 2 * config.suspicion);
+        // The logarithm is of one more.
+        let ninety_nine = foca_config(&config, 99).suspect_to_down_after;
+        assert_eq!(ninety_nine, 2 * config.suspicion);
+    }
+
+    #[test]
+    fn a_packet_of_the_largest_size_fits_a_datagram() {
+        let config = Config::lan().check().unwrap();
+        let bytes = foca_config(&config, 5).max_packet_size.get();
+        assert_eq!(bytes + 1 + DATAGRAM_OVERHEAD, config.datagram_bytes_max);
+    }
+
+    #[test]
+    fn the_configuration_follows_the_size_when_that_has_changed_by_more_than_an_eighth() {
+        let mut a = membership("a");
+        let mut sized_for = |members: std::ops::Range<u32>| {
+            let config = Config::lan().check().unwrap();
+            let others: Vec<Bytes> = members
+                .flat_map(|number| {
+                    let me = member(&format!("m{number}"), 1);
+                    let rng = StdRng::seed_from_u64(1);
+                    Membership::new(me, config.clone(), rng).export(std::iter::empty())
+                })
+                .collect();
+            a.import(&others, |_| false).unwrap();
+            a.sized_for
+        };
+        // This node counts too.
+        assert_eq!(sized_for(0..1), 2);
+        assert_eq!(sized_for(1..103), 104);
+        assert_eq!(sized_for(103..116), 104);
+        assert_eq!(sized_for(116..117), 118);
+    }
+
+    #[test]
+    fn what_does_not_fit_a_packet_is_not_cut() {
+        let value = member("a", 1);
+        let bytes = Codec::bytes_of(&value).unwrap();
+        let mut room = vec![0; bytes.len()];
+        Codec::encode(&value, &mut room[..]).unwrap();
+        assert_eq!(room, bytes);
+        let short = &mut room[1..];
+        assert!(matches!(
+            Codec::encode(&value, short),
+            Err(CodecError::Full)
+        ));
+    }
+
+    #[test]
+    fn members_differ_in_their_digest_by_everything_that_makes_one() {
+        let one = member("a", 1);
+        let others = [
+            member("b", 1),
+            member("a", 2),
+            Member {
+                epoch: 2,
+                ..one.clone()
+            },
+            Member {
+                addr: "127.0.0.1:1".parse().unwrap(),
+                ..one.clone()
+            },
+        ];
+        assert!(others.iter().all(|other| other.digest() != one.digest()));
+        assert!(
+            others
+                .iter()
+                .all(|other| other.as_receiver() != one.as_receiver())
+        );
+        assert!(
+            others[1..]
+                .iter()
+                .all(|other| other.win_addr_conflict(&one) != one.win_addr_conflict(other))
+        );
+        assert!(!one.win_addr_conflict(&one));
+    }
+
+    #[test]
+    fn a_member_that_goes_on_in_another_run_has_a_higher_epoch() {
+        let next = member("a", 1).in_run(Generation(3));
+        assert_eq!((next.generation, next.epoch), (Generation(3), 2));
+        assert_eq!(member("a", 1).renew().unwrap().epoch, 2);
+    }
+
+    /// What a member sends when some of its timers fire once.
+    fn sent_by_timers(
+        membership: &mut Membership,
+        fires: impl Fn(&SwimTimer) -> bool,
+    ) -> Vec<Bytes> {
+        let outputs: Vec<SwimOutput> = std::iter::from_fn(|| membership.poll_output()).collect();
+        for output in outputs {
+            if let SwimOutput::Timer(_, timer) = output
+                && fires(&timer)
+            {
+                membership.handle_timer(timer).unwrap();
+            }
+        }
+        sent(membership)
+    }
+
+    fn sent(membership: &mut Membership) -> Vec<Bytes> {
+        let outputs = std::iter::from_fn(|| membership.poll_output());
+        let packets = outputs.filter_map(|output| match output {
+            SwimOutput::Send(_, packet) => Some(packet),
+            SwimOutput::Up(_)
+            | SwimOutput::Renamed(_)
+            | SwimOutput::Timer(..)
+            | SwimOutput::Down(_) => None,
+        });
+        packets.collect()
+    }
+
+    fn names(packet: &Bytes, name: &str) -> bool {
+        packet
+            .windows(name.len())
+            .any(|part| part == name.as_bytes())
+    }
+
+    #[test]
+    fn a_member_that_was_imported_is_gossiped_to_those_known_before() {
+        let mut a = membership("a");
+        a.import(&membership("first").export(std::iter::empty()), |_| false)
+            .unwrap();
+        a.import(&membership("second").export(std::iter::empty()), |_| false)
+            .unwrap();
+        let packets = sent_by_timers(&mut a, |_| true);
+        assert!(packets.iter().any(|packet| names(packet, "second")));
+    }
+
+    #[test]
+    fn a_member_that_goes_says_so() {
+        let mut a = membership("a");
+        a.import(&membership("b").export(std::iter::empty()), |_| false)
+            .unwrap();
+        sent(&mut a);
+        a.leave().unwrap();
+        assert!(!sent(&mut a).is_empty());
+    }
+
+    #[test]
+    fn a_probe_of_an_earlier_run_is_not_answered() {
+        let config = Config::lan().check().unwrap();
+        let run = |generation| {
+            Membership::new(
+                member("b", generation),
+                config.clone(),
+                StdRng::seed_from_u64(2),
+            )
+        };
+        let (earlier, mut later) = (run(1), run(2));
+        let mut a = membership("a");
+        a.import(&earlier.export(std::iter::empty()), |_| false)
+            .unwrap();
+        later
+            .import(&a.export(std::iter::empty()), |_| false)
+            .unwrap();
+        sent(&mut later);
+        let probes = sent_by_timers(&mut a, SwimTimer::is_probe);
+        assert!(!probes.is_empty());
+        for probe in &probes {
+            later.handle_packet(probe).unwrap();
+        }
+        assert!(sent(&mut later).is_empty());
+        let mut same = run(1);
+        same.import(&a.export(std::iter::empty()), |_| false)
+            .unwrap();
+        sent(&mut same);
+        for probe in &probes {
+            same.handle_packet(probe).unwrap();
+        }
+        assert!(
+            !sent(&mut same).is_empty(),
+            "the run that was meant answers"
+        );
     }
 }

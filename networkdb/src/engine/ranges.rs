@@ -249,4 +249,31 @@ mod tests {
         assert!(beside.count() <= 12);
         assert!(sent <= 64 + 128, "{sent} digests");
     }
+
+    #[test]
+    fn a_table_is_cut_until_ranges_hold_some_three_records_and_no_further_than_two_steps() {
+        let cuts = [0, 3, 4, 7, 8, 1 << 20, 1 << 21, usize::MAX].map(finest_bits);
+        assert_eq!(cuts, [0, 0, 1, 1, 2, 18, 18, 18]);
+    }
+
+    #[test]
+    fn what_nearly_all_differs_in_is_not_cut_again() {
+        let (table, _) = tables(4_000, &[]);
+        let all = TableRanges {
+            table: table.name().clone(),
+            bits: 6,
+            ranges: (0..64).collect(),
+        };
+        let equal = narrowed(&table, &all, 2).unwrap();
+        assert_eq!((equal.step, equal.digests.len()), (2, 256));
+        assert!(narrowed_again(&table, &equal).is_none());
+        let again = |differ: usize| {
+            let mut theirs = equal.clone();
+            for digest in &mut theirs.digests[..differ] {
+                *digest ^= 1;
+            }
+            narrowed_again(&table, &theirs).unwrap().step
+        };
+        assert_eq!([1, 128, 129, 256].map(again), [2, 2, 0, 0]);
+    }
 }

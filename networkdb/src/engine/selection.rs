@@ -144,3 +144,41 @@ fn record_bytes(record: &TableRecord) -> usize {
         + record.version.owner.as_str().len()
         + 48
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::{WriteKind, value_hash};
+    use super::*;
+    use crate::id::{Generation, Key, LamportTime, NodeId, Stamp, TableName, Version};
+
+    #[test]
+    fn the_size_of_a_record_is_that_of_its_value_and_names_and_48_bytes() {
+        let value = Bytes::from_static(&[7; 100]);
+        let record = TableRecord {
+            network: NetworkId::new("network").unwrap(),
+            table: TableName::new("table").unwrap(),
+            key: Key::new("key").unwrap(),
+            version: Version {
+                time: LamportTime(1),
+                owner: NodeId::new("owner-of-it").unwrap(),
+                stamp: Stamp {
+                    generation: Generation(1),
+                    joined: LamportTime(1),
+                },
+                tombstone: false,
+                value_hash: value_hash(&value),
+            },
+            kind: WriteKind::Create,
+            body: Body::Value(value),
+            residual: None,
+        };
+        assert_eq!(record_bytes(&record), 100 + 7 + 5 + 3 + 11 + 48);
+        let stub = TableRecord {
+            body: Body::Stub,
+            ..record
+        };
+        assert_eq!(record_bytes(&stub), 7 + 5 + 3 + 11 + 48);
+    }
+}

@@ -465,3 +465,47 @@ fn narrow_frames(network: &NetworkId, tables: Vec<TableNarrow>) -> Vec<Bytes> {
     };
     parts.into_iter().enumerate().map(message).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(digests: usize) -> TableNarrow {
+        TableNarrow {
+            differing: TableRanges {
+                table: TableName::new("t").unwrap(),
+                bits: 18,
+                ranges: (0..).take(digests).collect(),
+            },
+            step: 0,
+            digests: vec![0; digests],
+        }
+    }
+
+    /// How many digests of how many tables each message holds, and whether more follow.
+    fn frames(tables: &[usize]) -> Vec<(usize, usize, bool)> {
+        let network = NetworkId::new("net").unwrap();
+        let tables = tables.iter().map(|digests| table(*digests)).collect();
+        let frames = narrow_frames(&network, tables).into_iter();
+        let parts = frames.map(|frame| {
+            let mut decoded = crate::wire::decode_frame(frame).messages;
+            let Some(Message::Narrow(narrow)) = decoded.pop() else {
+                panic!("not a narrow");
+            };
+            let digests = narrow.tables.iter().map(|table| table.digests.len());
+            (digests.sum(), narrow.tables.len(), narrow.more)
+        });
+        parts.collect()
+    }
+
+    #[test]
+    fn narrowed_tables_are_told_in_messages_of_so_many_digests_and_in_one_at_least() {
+        let half = NARROW_DIGESTS / 2;
+        assert_eq!(frames(&[]), [(0, 0, false)]);
+        assert_eq!(frames(&[half, half]), [(2 * half, 2, false)]);
+        let more = [(2 * half, 2, true), (half + 1, 2, false)];
+        assert_eq!(frames(&[half, half, half, 1]), more);
+        let large = [(1, 1, true), (3 * half, 1, true), (1, 1, false)];
+        assert_eq!(frames(&[1, 3 * half, 1]), large);
+    }
+}

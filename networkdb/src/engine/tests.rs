@@ -1,7 +1,14 @@
 //! One engine by hand.
 
+mod attaching;
+mod between;
+mod exchanging;
+mod feeding;
+mod knowing;
 mod lifecycle;
 mod limits;
+mod pushing;
+mod refuting;
 mod rules;
 mod spread;
 mod syncing;
