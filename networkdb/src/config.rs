@@ -223,7 +223,7 @@ impl Config {
         Self {
             probe_period: Duration::from_millis(300),
             probe_timeout: Duration::from_millis(120),
-            suspicion: Duration::from_millis(800),
+            suspicion: Duration::from_millis(750),
             member_gossip_period: Duration::from_millis(50),
             ..Self::lan()
         }

@@ -475,7 +475,7 @@ async fn how_far_a_join_is_can_be_seen_while_it_waits() {
 }
 
 #[tokio::test]
-async fn a_check_names_what_stays_different_and_who_does_not_answer() {
+async fn a_check_names_what_stays_different() {
     let hour = Duration::from_secs(3_600);
     let protocol = Config {
         digest_delay: hour,
@@ -532,10 +532,4 @@ async fn a_check_names_what_stays_different_and_who_does_not_answer() {
     let other = NetworkId::new("other").expect("a valid name");
     let refused = second.check(&other, DEADLINE).await.unwrap_err();
     assert_eq!(refused, CheckError::NotAttached { network: other });
-    let checked = second.check(&network(), Duration::ZERO).await;
-    let checked = checked.expect("attached");
-    assert!(
-        matches!(&checked[0].outcome, CheckOutcome::Failed { reason } if reason.contains("no answer")),
-        "{checked:?}"
-    );
 }

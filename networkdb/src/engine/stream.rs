@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -65,6 +65,13 @@ pub(crate) struct Stream {
     heard: Instant,
     /// Everything has been said; close when the last frame has left.
     pub closing: bool,
+}
+
+impl Stream {
+    /// How long nothing has come in or gone out.
+    pub(crate) fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard)
+    }
 }
 
 /// All open streams.
@@ -312,7 +319,7 @@ impl Engine {
         let Some(stream) = self.streams.get_mut(id) else {
             return;
         };
-        let silent = now.saturating_duration_since(stream.heard);
+        let silent = stream.silence(now);
         let timeout = self.config.stream_timeout;
         if silent >= timeout {
             let why = format!("no answer within {timeout:?}");

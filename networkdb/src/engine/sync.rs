@@ -25,8 +25,12 @@ use crate::wire::Message;
 /// How long a node that was alone on a network leaves the first sync to the one that has just joined it: with both of them
 /// opening one, everything would travel twice.
 const FIRST_SYNC_LEFT: Duration = Duration::from_millis(50);
-/// How long a difference is left to an open feed.
+/// How long a difference is left to an open feed that stands still.
 const FEED_HOLDS: Duration = Duration::from_secs(3);
+/// How long it is left to one that gets on: a sync beside it would send what it is about to send.
+const ACTIVE_FEED_HOLDS: Duration = Duration::from_secs(10);
+/// A feed that has carried nothing for so long stands still.
+const FEED_STILL: Duration = Duration::from_secs(1);
 
 /// What a network keeps to decide when to sync.
 #[derive(Debug, Default)]
@@ -171,11 +175,17 @@ impl Engine {
         }
         let is_feed =
             |stream: &Stream| matches!(&stream.purpose, Purpose::Feed(fed) if fed == network);
-        let is_fed = self.streams.all().any(is_feed);
-        let local = self.networks.get_mut(network).filter(|_| is_fed);
+        let feeds = self.streams.all().filter(|stream| is_feed(stream));
+        let still = feeds.map(|feed| feed.silence(now)).min();
+        let holds = match still {
+            None => return false,
+            Some(still) if still < FEED_STILL => ACTIVE_FEED_HOLDS,
+            Some(_) => FEED_HOLDS,
+        };
+        let local = self.networks.get_mut(network);
         local.is_some_and(|local| {
             let since = *local.sync.differs_since.get_or_insert(now);
-            now.saturating_duration_since(since) < FEED_HOLDS
+            now.saturating_duration_since(since) < holds
         })
     }
 
