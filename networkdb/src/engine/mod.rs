@@ -78,7 +78,7 @@ pub use progress::JoinProgress;
 pub use store::{NetworkTables, Store};
 pub use stream::{JoinToken, StreamId};
 pub use table::{Lookup, Owner, RecordRef, Standing, Table};
-pub use write::WriteError;
+pub use write::{Accepted, Write, WriteAction, WriteError};
 
 use acquaint::Shared;
 use attachment::Attachments;

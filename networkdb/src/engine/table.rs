@@ -159,6 +159,8 @@ pub enum Lookup {
         owner: NodeId,
         /// When.
         time: LamportTime,
+        /// The owner's attachment at that moment.
+        stamp: Stamp,
     },
     /// A tombstone.
     Deleted,
@@ -304,6 +306,7 @@ impl Table {
                 value: Bytes::copy_from_slice(slot.value()),
                 owner: slot.owner.node.clone(),
                 time: slot.time,
+                stamp: slot.owner.stamp,
             },
             (Kind::Value, Standing::Hidden) => Lookup::Hidden,
             (Kind::Tombstone, _) => Lookup::Deleted,

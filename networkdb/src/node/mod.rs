@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch as watch_channel};
 
 use crate::config::{Config, ConfigError};
-use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError};
-use crate::id::{Key, LamportTime, NetworkId, NodeId, TableName};
+use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError, value_hash};
+use crate::id::{Key, LamportTime, NetworkId, NodeId, Stamp, TableName, Version};
 use crate::keyring::Keyring;
 use crate::stats::Stats;
 
@@ -29,7 +29,7 @@ mod tcp;
 mod udp;
 mod watch;
 
-pub use crate::engine::{JoinProgress, NetworkStats};
+pub use crate::engine::{Accepted, JoinProgress, NetworkStats, Write, WriteAction};
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use start::StartError;
 pub use state_dir::StateDirError;
@@ -155,30 +155,22 @@ pub struct Entry {
     pub owner: NodeId,
     /// Table time of the write.
     pub time: LamportTime,
+    /// The owner's attachment at that moment.
+    pub stamp: Stamp,
 }
 
-/// One write of a batch.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Write {
-    /// The network.
-    pub network: NetworkId,
-    /// The table.
-    pub table: TableName,
-    /// The key.
-    pub key: Key,
-    /// What is to be done.
-    pub action: WriteAction,
-}
-
-/// What a [`Write`] does.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum WriteAction {
-    /// See [`NetworkDb::create_entry`].
-    Create(Bytes),
-    /// See [`NetworkDb::update_entry`].
-    Update(Bytes),
-    /// See [`NetworkDb::delete_entry`].
-    Delete,
+impl Entry {
+    /// Returns the version of the entry.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version {
+            time: self.time,
+            owner: self.owner.clone(),
+            stamp: self.stamp,
+            tombstone: false,
+            value_hash: value_hash(&self.value),
+        }
+    }
 }
 
 /// Writes of a batch after which others get their turn.
@@ -186,11 +178,17 @@ const BATCH_WRITES: usize = 512;
 
 fn entry_of(key: &Key, lookup: Lookup) -> Result<Entry, ReadError> {
     match lookup {
-        Lookup::Visible { value, owner, time } => Ok(Entry {
+        Lookup::Visible {
+            value,
+            owner,
+            time,
+            stamp,
+        } => Ok(Entry {
             key: key.clone(),
             value,
             owner,
             time,
+            stamp,
         }),
         Lookup::Deleted => Err(ReadError::Deleted),
         Lookup::Hidden => Err(ReadError::Hidden),
@@ -371,6 +369,11 @@ impl NetworkDb {
             key: key.clone(),
             action,
         };
+        self.perform(write).await.map(drop)
+    }
+
+    /// Makes a write of any kind. Visible here on return.
+    pub async fn perform(&self, write: Write) -> Result<Accepted, WriteError> {
         self.ask(|to| Command::Write(write, to))
             .await
             .unwrap_or(Err(WriteError::Closed))
@@ -415,7 +418,7 @@ impl NetworkDb {
     pub async fn write_batch(
         &self,
         writes: Vec<Write>,
-    ) -> Result<Vec<Result<(), WriteError>>, Closed> {
+    ) -> Result<Vec<Result<Accepted, WriteError>>, Closed> {
         let mut results = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
         loop {
@@ -473,6 +476,7 @@ impl NetworkDb {
                         value: Bytes::copy_from_slice(value),
                         owner: record.owner().node.clone(),
                         time: record.version().time,
+                        stamp: record.owner().stamp,
                     });
                 }
             });
