@@ -23,8 +23,10 @@ use super::ranges::bounds;
 use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
 use crate::sync::{AtomicBool, AtomicU8, RwLock};
 
+mod count;
 mod slots;
 
+pub use count::TableStats;
 pub(crate) use slots::range_of;
 
 /// What an owner's attachment is worth at this moment.

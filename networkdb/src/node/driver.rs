@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 use super::report::{Report, log_progress};
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
-use super::{Refusals, StopReason};
+use super::{NodeStatus, Refusals, StopReason};
 use crate::engine::{
-    Accepted, Engine, Input, JoinProgress, JoinToken, NetworkError, NetworkStats, Output,
-    Persistent, StreamId, Timer, Write, WriteError,
+    Accepted, Engine, Input, JoinProgress, JoinToken, MemberStatus, NetworkError, NetworkStats,
+    Output, Persistent, StreamId, Timer, Write, WriteError,
 };
 use crate::id::NetworkId;
 use crate::keyring::Keyring;
@@ -81,6 +81,8 @@ pub(crate) enum Command {
     NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
     JoinProgress(NetworkId, oneshot::Sender<Option<JoinProgress>>),
     Stats(oneshot::Sender<Stats>),
+    Status(oneshot::Sender<NodeStatus>),
+    Members(oneshot::Sender<Vec<MemberStatus>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -288,7 +290,21 @@ impl Driver {
             Command::NetworkStats(network, to) => reply(to, engine.network_stats(&network)),
             Command::JoinProgress(network, to) => reply(to, engine.join_progress(&network, now)),
             Command::Stats(to) => reply(to, self.stats()),
+            Command::Status(to) => reply(to, self.status(now)),
+            Command::Members(to) => reply(to, engine.members()),
             Command::Close(to) => reply(to, ()),
+        }
+    }
+
+    fn status(&self, now: Instant) -> NodeStatus {
+        NodeStatus {
+            hostname: self.report.hostname().to_owned(),
+            cluster: self.context.cluster.to_string(),
+            generation: self.engine.generation(),
+            has_left: self.engine.has_left(),
+            is_sealed: self.context.keyring.read().is_some(),
+            health_score: self.engine.health_score(),
+            uptime: self.engine.uptime(now),
         }
     }
 

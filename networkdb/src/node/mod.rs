@@ -20,6 +20,7 @@ use crate::stats::Stats;
 
 mod address;
 mod driver;
+mod inspect;
 mod refusals;
 mod report;
 mod start;
@@ -29,8 +30,11 @@ mod tcp;
 mod udp;
 mod watch;
 
-pub use crate::engine::{Accepted, JoinProgress, NetworkStats, Write, WriteAction};
+pub use crate::engine::{
+    Accepted, JoinProgress, MemberState, MemberStatus, NetworkStats, TableStats, Write, WriteAction,
+};
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
+pub use inspect::NodeStatus;
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;
