@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
 
 /// The longest name in bytes.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -183,6 +184,54 @@ pub struct Version {
     pub value_hash: u64,
 }
 
+impl Version {
+    /// Returns the short name of the version.
+    #[must_use]
+    pub fn tag(&self) -> VersionTag {
+        let owner = self.owner.as_str().as_bytes();
+        let mut bytes = Vec::with_capacity(33 + owner.len());
+        for number in [
+            self.time.0,
+            self.stamp.generation.0,
+            self.stamp.joined.0,
+            self.value_hash,
+        ] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.push(u8::from(self.tombstone));
+        bytes.extend_from_slice(owner);
+        VersionTag(XxHash3_128::oneshot(&bytes))
+    }
+}
+
+/// The short name of a [`Version`]: equal on all nodes, and different for any two writes of a key. 32 hex digits as text.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct VersionTag(pub u128);
+
+impl fmt::Display for VersionTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// The text is no [`VersionTag`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a version is 32 lower-case hex digits")]
+pub struct VersionTagError;
+
+impl std::str::FromStr for VersionTag {
+    type Err = VersionTagError;
+
+    fn from_str(text: &str) -> Result<Self, VersionTagError> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.len() != 32 || !text.bytes().all(is_digit) {
+            return Err(VersionTagError);
+        }
+        let number = u128::from_str_radix(text, 16);
+        number.map(Self).map_err(|_| VersionTagError)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,5 +267,28 @@ mod tests {
         assert!(version(1, "b", false, 0) > version(1, "a", true, 9));
         assert!(version(1, "a", true, 0) > version(1, "a", false, 9));
         assert!(version(1, "a", false, 9) > version(1, "a", false, 8));
+    }
+
+    #[test]
+    fn a_tag_tells_versions_apart_and_survives_as_text() {
+        let version = Version {
+            time: LamportTime(1),
+            owner: NodeId::new("a").unwrap(),
+            stamp: Stamp::default(),
+            tombstone: false,
+            value_hash: 7,
+        };
+        let tag = version.tag();
+        assert_eq!(tag.to_string().parse(), Ok(tag));
+        let mut others = vec![version; 5];
+        others[0].time = LamportTime(2);
+        others[1].owner = NodeId::new("b").unwrap();
+        others[2].stamp.joined = LamportTime(1);
+        others[3].tombstone = true;
+        others[4].value_hash = 8;
+        assert!(others.iter().all(|other| other.tag() != tag));
+        for text in ["", "+0000000000000000000000000000001", &"A".repeat(32)] {
+            assert_eq!(text.parse::<VersionTag>(), Err(VersionTagError));
+        }
     }
 }

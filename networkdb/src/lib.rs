@@ -24,7 +24,10 @@ pub mod wire;
 
 pub use config::{CheckedConfig, Config, ConfigError};
 pub use engine::{NetworkError, WriteError};
-pub use id::{Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName};
+pub use id::{
+    Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName, Version,
+    VersionTag,
+};
 pub use keyring::{GossipKey, KeyFileError, Keyring};
 #[cfg(feature = "node")]
 pub use node::{NetworkDb, NodeConfig};

@@ -87,6 +87,11 @@ impl Cluster {
         &self.sums
     }
 
+    /// All nodes, sorted by id.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (&NodeId, &Node)> {
+        self.nodes.iter()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -195,7 +200,10 @@ impl Engine {
     pub(crate) fn drain_membership(&mut self, now: Instant) {
         while let Some(output) = self.membership.poll_output() {
             match output {
-                SwimOutput::Send(to, packet) => self.send_swim(to, &packet),
+                SwimOutput::Send(to, packet) => {
+                    self.round_trips.sent(to, &packet, now);
+                    self.send_swim(to, &packet);
+                }
                 SwimOutput::Timer(after, timer) => self.set_swim_timer(after, timer, now),
                 SwimOutput::Up(member) => self.member_up(member, now),
                 SwimOutput::Renamed(member) => {
@@ -294,6 +302,7 @@ impl Engine {
         node.expires = Some(self.expires_at(None, self.config.node_reap_interval, now));
         self.cluster.set(&member.node, node);
         self.roster.set_member(&member.node, None);
+        self.round_trips.forget(&member.node);
         self.stats.members_failed += 1;
         self.expect_return(now);
         self.close_streams_to(member.addr, now);
@@ -349,6 +358,7 @@ impl Engine {
         self.cluster.set(&record.node, node);
         if was_up {
             self.roster.set_member(&record.node, None);
+            self.round_trips.forget(&record.node);
             self.outputs.push_back(Output::MemberDown {
                 node: record.node.clone(),
                 left: record.left,

@@ -64,6 +64,7 @@ impl Engine {
         if late <= LATE || !self.keeps(Rule::LateTimers) {
             if timer.is_probe() {
                 self.health.score = self.health.score.saturating_sub(1);
+                self.round_trips.begin();
             }
             self.swim(|swim| swim.handle_timer(timer));
             return;

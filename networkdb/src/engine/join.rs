@@ -185,6 +185,7 @@ impl Engine {
         self.membership = Membership::new(me, self.config.clone(), rng);
         self.attachments = Attachments::default().into();
         self.pushes = Pushes::default();
+        self.round_trips = super::members::RoundTrips::default();
         self.bootstrap.addrs.clear();
         self.bootstrap.is_out = true;
         self.outputs.push_back(Output::Persist);

@@ -8,7 +8,7 @@
 //!
 //! Relies on: the driver delivers timers, late ones included. Implements `docs/ALGORITHM.md`, section "Members".
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::num::NonZeroU8;
 use std::time::Duration;
@@ -164,6 +164,22 @@ impl SwimTimer {
         }
         None
     }
+}
+
+/// What a packet is in a probe, with the probe's number.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Turn {
+    Ping(u8),
+    Ack(u8),
+    Other,
+}
+
+/// What the failure detector knows of a member beside whether it is up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Detected {
+    pub generation: Generation,
+    pub incarnation: u16,
+    pub is_suspect: bool,
 }
 
 /// What came of the members of a push-pull.
@@ -384,9 +400,39 @@ impl Membership {
         })
     }
 
-    /// Returns who claims to have sent a packet.
-    pub(crate) fn sender(packet: &[u8]) -> Option<Member> {
-        Codec::decode(packet.get(RECEIVER_BYTES..)?).ok()
+    /// Returns who claims to have sent a packet, and what it is in a probe.
+    pub(crate) fn turn(packet: &[u8]) -> Option<(Member, Turn)> {
+        type Head = (Member, foca::Incarnation, foca::Message<Member>);
+        let (sender, _, message): Head = Codec::decode(packet.get(RECEIVER_BYTES..)?).ok()?;
+        let turn = match message {
+            foca::Message::Ping(number) => Turn::Ping(number),
+            foca::Message::Ack(number) => Turn::Ack(number),
+            foca::Message::PingReq { .. }
+            | foca::Message::IndirectPing { .. }
+            | foca::Message::IndirectAck { .. }
+            | foca::Message::ForwardedAck { .. }
+            | foca::Message::Announce
+            | foca::Message::Feed
+            | foca::Message::Gossip
+            | foca::Message::Broadcast
+            | foca::Message::TurnUndead => Turn::Other,
+        };
+        Some((sender, turn))
+    }
+
+    /// Returns what is known of every member beside whether it is up.
+    pub(crate) fn detected(&self) -> BTreeMap<NodeId, Detected> {
+        let members = self.foca.iter_membership_state();
+        members
+            .map(|known| {
+                let detected = Detected {
+                    generation: known.id().generation,
+                    incarnation: known.incarnation(),
+                    is_suspect: known.state() == foca::State::Suspect,
+                };
+                (known.id().node.clone(), detected)
+            })
+            .collect()
     }
 
     /// Decodes a member of a push-pull.
@@ -592,7 +638,8 @@ mod tests {
         assert_eq!(ups(&mut b), []);
         // A call is for any run of the node.
         let to_earlier = sent(&mut a, member("b", 7));
-        assert_eq!(Membership::sender(&to_earlier), Some(member("a", 1)));
+        let sender = Membership::turn(&to_earlier).map(|(sender, _)| sender);
+        assert_eq!(sender, Some(member("a", 1)));
         b.handle_packet(&to_earlier).unwrap();
         assert_eq!(ups(&mut b), [member("a", 1)]);
     }

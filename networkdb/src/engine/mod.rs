@@ -15,6 +15,7 @@
 //! | `attachment` | who is attached to which network |
 //! | `cluster` | which run of a node counts, and whether it is up |
 //! | `membership` | who answers (SWIM) |
+//! | `members` | nothing: what is known of every node |
 //! | `exchange` | how nodes come to know the same of the cluster |
 //! | `broadcast` | who is sent an event, and when |
 //! | `feed` | when streams take over from it |
@@ -58,6 +59,7 @@ mod inspect;
 mod io;
 mod join;
 mod lamport;
+mod members;
 mod membership;
 mod progress;
 mod ranges;
@@ -77,12 +79,13 @@ pub use attachment::NetworkError;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
 pub use inspect::{Difference, InspectToken, Inspected};
 pub use io::{Input, LostEntry, Output, TableChange, Timer};
+pub use members::{MemberState, MemberStatus};
 pub use membership::{Member, SwimTimer};
 pub use progress::JoinProgress;
 pub use store::{NetworkTables, Store};
 pub use stream::{JoinToken, StreamId};
-pub use table::{Lookup, Owner, RecordRef, Standing, Table};
-pub use write::WriteError;
+pub use table::{Lookup, Owner, RecordRef, Standing, Table, TableStats};
+pub use write::{Accepted, Write, WriteAction, WriteError};
 
 use acquaint::Shared;
 use attachment::Attachments;
@@ -90,7 +93,7 @@ use broadcast::{Pushes, Scope};
 use cluster::Cluster;
 use io::TimerKind;
 use lamport::LamportClock;
-use membership::{Membership, SwimError};
+use membership::{Membership, SwimError, Turn};
 use store::LocalNetwork;
 use stream::Streams;
 
@@ -178,6 +181,7 @@ pub struct Engine {
     /// A push-pull of this run has brought the cluster's clocks.
     knows_time: bool,
     membership: Membership,
+    round_trips: members::RoundTrips,
     cluster: Shared<Cluster>,
     attachments: Shared<Attachments>,
     networks: BTreeMap<NetworkId, LocalNetwork>,
@@ -221,6 +225,7 @@ impl Engine {
             knows_time: false,
             cluster: Cluster::of(&member).into(),
             membership: Membership::new(member, config.clone(), swim_rng),
+            round_trips: members::RoundTrips::default(),
             attachments: Shared::default(),
             networks: BTreeMap::new(),
             pushes: Pushes::default(),
@@ -335,9 +340,13 @@ impl Engine {
     }
 
     fn swim_packet(&mut self, packet: &[u8], now: Instant) {
-        if let Some(sender) = Membership::sender(packet) {
+        if let Some((sender, turn)) = Membership::turn(packet) {
             if self.meet_twin(&sender) {
                 return;
+            }
+            if let Turn::Ack(number) = turn {
+                self.round_trips
+                    .answered(&sender.node, sender.addr, number, now);
             }
             self.warn_outdated(&sender);
             self.meet_earlier_run(&sender, now);

@@ -23,8 +23,10 @@ use super::ranges::bounds;
 use crate::id::{Key, LamportTime, NodeId, Stamp, TableName, Version};
 use crate::sync::{AtomicBool, AtomicU8, RwLock};
 
+mod count;
 mod slots;
 
+pub use count::TableStats;
 pub(crate) use slots::range_of;
 
 /// What an owner's attachment is worth at this moment.
@@ -159,6 +161,8 @@ pub enum Lookup {
         owner: NodeId,
         /// When.
         time: LamportTime,
+        /// The owner's attachment at that moment.
+        stamp: Stamp,
     },
     /// A tombstone.
     Deleted,
@@ -304,6 +308,7 @@ impl Table {
                 value: Bytes::copy_from_slice(slot.value()),
                 owner: slot.owner.node.clone(),
                 time: slot.time,
+                stamp: slot.owner.stamp,
             },
             (Kind::Value, Standing::Hidden) => Lookup::Hidden,
             (Kind::Tombstone, _) => Lookup::Deleted,

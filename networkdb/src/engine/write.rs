@@ -1,7 +1,8 @@
 //! What this node may write, and the stamp that its writes get.
 //!
 //! `create` refuses what is visible, `update` and `delete` refuse what is not; `create` may take over anything that is not
-//! visible: a tombstone, a hidden entry, a dead stub. A write to a network that this node is not attached to is refused
+//! visible: a tombstone, a hidden entry, a dead stub. A conditional write names the versions that it may take the place of;
+//! check and write are one step, between which nobody else writes here. A write to a network that this node is not attached to is refused
 //! and says so. An accepted write is in the tables before the call returns. Implements `docs/ALGORITHM.md`, section "Reads
 //! and writes".
 
@@ -12,7 +13,54 @@ use bytes::Bytes;
 use super::event::{Body, TableRecord, WriteKind, value_hash};
 use super::table::{Applied, Expected, Standing};
 use super::{Engine, Source};
-use crate::id::{Key, NetworkId, NodeId, Stamp, TableName, Version};
+use crate::id::{Key, NetworkId, NodeId, Stamp, TableName, Version, VersionTag};
+
+/// One write.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Write {
+    /// The network.
+    pub network: NetworkId,
+    /// The table.
+    pub table: TableName,
+    /// The key.
+    pub key: Key,
+    /// What is to be done.
+    pub action: WriteAction,
+}
+
+/// What a [`Write`] does.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum WriteAction {
+    /// Creates an entry, or is refused while a visible one has the key.
+    Create(Bytes),
+    /// Replaces the value of a visible entry.
+    Update(Bytes),
+    /// Updates a visible entry, or creates it.
+    Put(Bytes),
+    /// Deletes a visible entry.
+    Delete,
+    /// Updates a visible entry that has one of these versions.
+    UpdateIf {
+        /// The new value.
+        value: Bytes,
+        /// The versions that may be replaced.
+        versions: Vec<VersionTag>,
+    },
+    /// Deletes a visible entry that has one of these versions.
+    DeleteIf {
+        /// The versions that may be deleted.
+        versions: Vec<VersionTag>,
+    },
+}
+
+/// A write that was made.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Accepted {
+    /// What it was.
+    pub kind: WriteKind,
+    /// The version that the entry, or its tombstone, has by it.
+    pub version: Version,
+}
 
 /// Why a local write was refused. State is unchanged in every case.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -31,6 +79,16 @@ pub enum WriteError {
     /// No visible entry has this key.
     #[error("entry {key} of table {table} in network {network} does not exist")]
     Missing {
+        /// The network.
+        network: NetworkId,
+        /// The table.
+        table: TableName,
+        /// The key.
+        key: Key,
+    },
+    /// The visible entry has none of the versions that the write named.
+    #[error("entry {key} of table {table} in network {network} has another version")]
+    Changed {
         /// The network.
         network: NetworkId,
         /// The table.
@@ -88,6 +146,7 @@ impl Engine {
         self.check_value(&value)?;
         let place = (network, table, key);
         self.write(place, WriteKind::Create, Body::Value(value), now)
+            .map(drop)
     }
 
     /// Replaces the value of a visible entry and becomes its owner.
@@ -102,6 +161,7 @@ impl Engine {
         self.check_value(&value)?;
         let place = (network, table, key);
         self.write(place, WriteKind::Update, Body::Value(value), now)
+            .map(drop)
     }
 
     /// Deletes a visible entry; this node becomes the owner of its tombstone.
@@ -114,6 +174,63 @@ impl Engine {
     ) -> Result<(), WriteError> {
         let place = (network, table, key);
         self.write(place, WriteKind::Delete, Body::Tombstone, now)
+            .map(drop)
+    }
+
+    /// Makes a write of any kind.
+    pub fn perform(&mut self, write: Write, now: Instant) -> Result<Accepted, WriteError> {
+        let place = (&write.network, &write.table, &write.key);
+        let (kind, body) = match write.action {
+            WriteAction::Create(value) => (WriteKind::Create, Body::Value(value)),
+            WriteAction::Update(value) => (WriteKind::Update, Body::Value(value)),
+            WriteAction::Put(value) if self.visible_version(place).is_some() => {
+                (WriteKind::Update, Body::Value(value))
+            }
+            WriteAction::Put(value) => (WriteKind::Create, Body::Value(value)),
+            WriteAction::Delete => (WriteKind::Delete, Body::Tombstone),
+            WriteAction::UpdateIf { value, versions } => {
+                self.check_version(place, &versions)?;
+                (WriteKind::Update, Body::Value(value))
+            }
+            WriteAction::DeleteIf { versions } => {
+                self.check_version(place, &versions)?;
+                (WriteKind::Delete, Body::Tombstone)
+            }
+        };
+        if let Body::Value(value) = &body {
+            self.check_value(value)?;
+        }
+        let version = self.write(place, kind, body, now)?;
+        Ok(Accepted { kind, version })
+    }
+
+    /// Refuses what would replace another version than those named.
+    fn check_version(
+        &self,
+        place: (&NetworkId, &TableName, &Key),
+        versions: &[VersionTag],
+    ) -> Result<(), WriteError> {
+        let (network, table, key) = place;
+        self.stamp_for(network)?;
+        match self.visible_version(place) {
+            None => Err(unexpected(place, Expected::Visible)),
+            Some(version) if versions.contains(&version.tag()) => Ok(()),
+            Some(_) => Err(WriteError::Changed {
+                network: network.clone(),
+                table: table.clone(),
+                key: key.clone(),
+            }),
+        }
+    }
+
+    /// The version of the entry that readers see under a key.
+    fn visible_version(&self, place: (&NetworkId, &TableName, &Key)) -> Option<Version> {
+        let (network, table, key) = place;
+        let table = self.networks.get(network)?.tables.table(table)?;
+        let visible = table.inspect(key.as_str(), |record| {
+            record.value().is_some().then(|| record.version())
+        });
+        visible.flatten()
     }
 
     fn check_value(&self, value: &Bytes) -> Result<(), WriteError> {
@@ -170,7 +287,7 @@ impl Engine {
         kind: WriteKind,
         body: Body,
         now: Instant,
-    ) -> Result<(), WriteError> {
+    ) -> Result<Version, WriteError> {
         let (network, table, key) = place;
         self.check_owner(table, key)?;
         let stamp = self.stamp_for(network)?;
@@ -201,7 +318,7 @@ impl Engine {
             Applied::Newer(_) => {
                 self.table_clock.tick();
                 self.settle(now);
-                Ok(())
+                Ok(record.version)
             }
             Applied::Unexpected => Err(unexpected(place, expected)),
             Applied::Equal | Applied::Older => {
@@ -269,5 +386,84 @@ fn unexpected(place: (&NetworkId, &TableName, &Key), expected: Expected) -> Writ
             table,
             key,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::engine::Identity;
+    use crate::id::{Generation, LamportTime};
+
+    fn engine(now: Instant) -> Engine {
+        let identity = Identity {
+            node: NodeId::new("n1").unwrap(),
+            advertise: ([127, 0, 0, 1], 1).into(),
+            generation: Generation(1),
+            epoch: 1,
+            network_time: LamportTime(0),
+            table_time: LamportTime(0),
+            attachments: Vec::new(),
+        };
+        Engine::new(Config::lan().check().unwrap(), &identity, 1, now)
+    }
+
+    fn write(action: WriteAction) -> Write {
+        Write {
+            network: NetworkId::new("net").unwrap(),
+            table: TableName::new("t").unwrap(),
+            key: Key::new("k").unwrap(),
+            action,
+        }
+    }
+
+    fn value(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "some instant to write at")]
+    fn conditional_writes_take_the_place_of_the_versions_they_name_and_of_no_other() {
+        let now = Instant::now();
+        let mut engine = engine(now);
+        let update = |text, versions: &[VersionTag]| {
+            write(WriteAction::UpdateIf {
+                value: value(text),
+                versions: versions.to_vec(),
+            })
+        };
+        let delete = |versions: &[VersionTag]| {
+            write(WriteAction::DeleteIf {
+                versions: versions.to_vec(),
+            })
+        };
+        let not_attached = engine.perform(delete(&[]), now).unwrap_err();
+        assert!(matches!(not_attached, WriteError::NotAttached { .. }));
+        engine
+            .join_network(&NetworkId::new("net").unwrap(), now)
+            .unwrap();
+        let missing = engine.perform(delete(&[VersionTag(1)]), now).unwrap_err();
+        assert!(matches!(missing, WriteError::Missing { .. }));
+        let put = engine
+            .perform(write(WriteAction::Put(value("a"))), now)
+            .unwrap();
+        assert_eq!(put.kind, WriteKind::Create);
+        let first = put.version.tag();
+        let second = engine.perform(update("b", &[VersionTag(1), first]), now);
+        let second = second.unwrap().version.tag();
+        for refused in [update("c", &[first]), delete(&[first]), delete(&[])] {
+            let error = engine.perform(refused, now).unwrap_err();
+            assert!(matches!(error, WriteError::Changed { .. }), "{error}");
+        }
+        let put = engine
+            .perform(write(WriteAction::Put(value("d"))), now)
+            .unwrap();
+        assert_eq!(put.kind, WriteKind::Update);
+        assert_ne!(put.version.tag(), second);
+        let deleted = engine.perform(delete(&[put.version.tag()]), now).unwrap();
+        assert!(deleted.version.tombstone);
+        let gone = engine.perform(update("e", &[deleted.version.tag()]), now);
+        assert!(matches!(gone, Err(WriteError::Missing { .. })));
     }
 }

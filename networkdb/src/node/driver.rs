@@ -16,10 +16,10 @@ use tokio::task::JoinHandle;
 use super::report::{Report, log_progress};
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
-use super::{Refusals, StopReason, Write, WriteAction};
+use super::{NodeStatus, Refusals, StopReason};
 use crate::engine::{
-    Engine, Input, InspectToken, Inspected, JoinProgress, JoinToken, NetworkError, NetworkStats,
-    Output, Persistent, StreamId, Timer, WriteError,
+    Accepted, Engine, Input, InspectToken, Inspected, JoinProgress, JoinToken, MemberStatus,
+    NetworkError, NetworkStats, Output, Persistent, StreamId, Timer, Write, WriteError,
 };
 use crate::id::{NetworkId, NodeId};
 use crate::keyring::Keyring;
@@ -65,8 +65,11 @@ pub(crate) enum Event {
 /// What a handle asks for. A reply that nobody waits for any more is dropped.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Write(Write, oneshot::Sender<Result<(), WriteError>>),
-    WriteMany(Vec<Write>, oneshot::Sender<Vec<Result<(), WriteError>>>),
+    Write(Write, oneshot::Sender<Result<Accepted, WriteError>>),
+    WriteMany(
+        Vec<Write>,
+        oneshot::Sender<Vec<Result<Accepted, WriteError>>>,
+    ),
     JoinNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
     LeaveNetwork(NetworkId, oneshot::Sender<Result<(), NetworkError>>),
     Join(SocketAddr, oneshot::Sender<Result<(), String>>),
@@ -83,6 +86,8 @@ pub(crate) enum Command {
         oneshot::Sender<Result<Inspected, String>>,
     ),
     Stats(oneshot::Sender<Stats>),
+    Status(oneshot::Sender<NodeStatus>),
+    Members(oneshot::Sender<Vec<MemberStatus>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -252,10 +257,10 @@ impl Driver {
         }
         let (engine, now) = (&mut self.engine, now());
         match command {
-            Command::Write(write, to) => reply(to, perform(engine, write, now)),
+            Command::Write(write, to) => reply(to, engine.perform(write, now)),
             Command::WriteMany(writes, to) => {
                 let writes = writes.into_iter();
-                let results = writes.map(|write| perform(engine, write, now));
+                let results = writes.map(|write| engine.perform(write, now));
                 reply(to, results.collect());
             }
             Command::JoinNetwork(network, to) => match engine.join_network(&network, now) {
@@ -298,7 +303,21 @@ impl Driver {
                 engine.inspect(&network, &peer, token, now);
             }
             Command::Stats(to) => reply(to, self.stats()),
+            Command::Status(to) => reply(to, self.status(now)),
+            Command::Members(to) => reply(to, engine.members()),
             Command::Close(to) => reply(to, ()),
+        }
+    }
+
+    fn status(&self, now: Instant) -> NodeStatus {
+        NodeStatus {
+            hostname: self.report.hostname().to_owned(),
+            cluster: self.context.cluster.to_string(),
+            generation: self.engine.generation(),
+            has_left: self.engine.has_left(),
+            is_sealed: self.context.keyring.read().is_some(),
+            health_score: self.engine.health_score(),
+            uptime: self.engine.uptime(now),
         }
     }
 
@@ -483,19 +502,5 @@ impl Driver {
             self.state.sent.frames_sent += 1;
             self.state.sent.frame_bytes_sent += bytes;
         }
-    }
-}
-
-fn perform(engine: &mut Engine, write: Write, now: Instant) -> Result<(), WriteError> {
-    let Write {
-        network,
-        table,
-        key,
-        action,
-    } = write;
-    match action {
-        WriteAction::Create(value) => engine.create_entry(&network, &table, &key, value, now),
-        WriteAction::Update(value) => engine.update_entry(&network, &table, &key, value, now),
-        WriteAction::Delete => engine.delete_entry(&network, &table, &key, now),
     }
 }

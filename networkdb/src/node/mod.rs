@@ -13,14 +13,15 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch as watch_channel};
 
 use crate::config::{Config, ConfigError};
-use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError};
-use crate::id::{Key, LamportTime, NetworkId, NodeId, TableName};
+use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError, value_hash};
+use crate::id::{Key, LamportTime, NetworkId, NodeId, Stamp, TableName, Version};
 use crate::keyring::Keyring;
 use crate::stats::Stats;
 
 mod address;
 mod check;
 mod driver;
+mod inspect;
 mod refusals;
 mod report;
 mod start;
@@ -30,10 +31,13 @@ mod tcp;
 mod udp;
 mod watch;
 
-pub use crate::engine::{Difference, JoinProgress, NetworkStats};
-pub use crate::id::Version;
+pub use crate::engine::{
+    Accepted, Difference, JoinProgress, MemberState, MemberStatus, NetworkStats, TableStats, Write,
+    WriteAction,
+};
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use check::{CheckError, CheckOutcome, PeerCheck};
+pub use inspect::NodeStatus;
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;
@@ -158,30 +162,22 @@ pub struct Entry {
     pub owner: NodeId,
     /// Table time of the write.
     pub time: LamportTime,
+    /// The owner's attachment at that moment.
+    pub stamp: Stamp,
 }
 
-/// One write of a batch.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Write {
-    /// The network.
-    pub network: NetworkId,
-    /// The table.
-    pub table: TableName,
-    /// The key.
-    pub key: Key,
-    /// What is to be done.
-    pub action: WriteAction,
-}
-
-/// What a [`Write`] does.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub enum WriteAction {
-    /// See [`NetworkDb::create_entry`].
-    Create(Bytes),
-    /// See [`NetworkDb::update_entry`].
-    Update(Bytes),
-    /// See [`NetworkDb::delete_entry`].
-    Delete,
+impl Entry {
+    /// Returns the version of the entry.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        Version {
+            time: self.time,
+            owner: self.owner.clone(),
+            stamp: self.stamp,
+            tombstone: false,
+            value_hash: value_hash(&self.value),
+        }
+    }
 }
 
 /// Writes of a batch after which others get their turn.
@@ -189,11 +185,17 @@ const BATCH_WRITES: usize = 512;
 
 fn entry_of(key: &Key, lookup: Lookup) -> Result<Entry, ReadError> {
     match lookup {
-        Lookup::Visible { value, owner, time } => Ok(Entry {
+        Lookup::Visible {
+            value,
+            owner,
+            time,
+            stamp,
+        } => Ok(Entry {
             key: key.clone(),
             value,
             owner,
             time,
+            stamp,
         }),
         Lookup::Deleted => Err(ReadError::Deleted),
         Lookup::Hidden => Err(ReadError::Hidden),
@@ -374,6 +376,11 @@ impl NetworkDb {
             key: key.clone(),
             action,
         };
+        self.perform(write).await.map(drop)
+    }
+
+    /// Makes a write of any kind. Visible here on return.
+    pub async fn perform(&self, write: Write) -> Result<Accepted, WriteError> {
         self.ask(|to| Command::Write(write, to))
             .await
             .unwrap_or(Err(WriteError::Closed))
@@ -418,7 +425,7 @@ impl NetworkDb {
     pub async fn write_batch(
         &self,
         writes: Vec<Write>,
-    ) -> Result<Vec<Result<(), WriteError>>, Closed> {
+    ) -> Result<Vec<Result<Accepted, WriteError>>, Closed> {
         let mut results = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
         loop {
@@ -476,6 +483,7 @@ impl NetworkDb {
                         value: Bytes::copy_from_slice(value),
                         owner: record.owner().node.clone(),
                         time: record.version().time,
+                        stamp: record.owner().stamp,
                     });
                 }
             });

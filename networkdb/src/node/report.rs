@@ -26,6 +26,11 @@ impl Report {
         }
     }
 
+    /// Returns the host's name.
+    pub(crate) fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
     /// Logs one line a network, and one for the health score when it is not 0.
     pub(crate) fn log_if_due(&mut self, engine: &Engine, now: Instant) {
         if self.due.is_none_or(|due| due > now) {

@@ -145,10 +145,8 @@ pub(super) async fn write_batch(
     let results = node
         .write_batch(batch.into_iter().map(write).collect())
         .await?;
-    results
-        .into_iter()
-        .collect::<std::result::Result<(), WriteError>>()?;
-    Ok(())
+    let refused = results.into_iter().find_map(Result::err);
+    refused.map_or(Ok(()), |error: WriteError| Err(error.into()))
 }
 
 /// Waits until a condition holds, looking often but leaving the cores to the nodes.

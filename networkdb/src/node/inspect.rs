@@ -1,0 +1,52 @@
+//! Reads of the handle for those who look after a node: what it is, whom it knows, what its tables hold.
+
+use std::time::Duration;
+
+use super::driver::Command;
+use super::{Closed, NetworkDb};
+use crate::engine::{Digest, MemberStatus, TableStats};
+use crate::id::{Generation, NetworkId, TableName};
+
+/// What a node tells of itself.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NodeStatus {
+    /// The host's name.
+    pub hostname: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// This run of the node.
+    pub generation: Generation,
+    /// The node has left and was not told to join since.
+    pub has_left: bool,
+    /// Gossip is sealed.
+    pub is_sealed: bool,
+    /// 0 is healthy, higher means that the node runs late.
+    pub health_score: u32,
+    /// How long ago it started.
+    pub uptime: Duration,
+}
+
+impl NetworkDb {
+    /// Returns what the node tells of itself.
+    pub async fn status(&self) -> Result<NodeStatus, Closed> {
+        self.ask(Command::Status).await
+    }
+
+    /// Lists all nodes that this node knows, itself and those that are gone included, sorted by id.
+    pub async fn members(&self) -> Result<Vec<MemberStatus>, Closed> {
+        self.ask(Command::Members).await
+    }
+
+    /// Counts what a table holds, by walking it; `None` when this node is not attached to the network, or nothing was ever
+    /// written to the table.
+    #[must_use]
+    pub fn table_stats(&self, network: &NetworkId, table: &TableName) -> Option<TableStats> {
+        Some(self.store.network(network)?.table(table)?.stats())
+    }
+
+    /// Returns the digest of all records of a table, `None` as for [`NetworkDb::table_stats`].
+    #[must_use]
+    pub fn table_digest(&self, network: &NetworkId, table: &TableName) -> Option<Digest> {
+        Some(self.store.network(network)?.table(table)?.digest())
+    }
+}
