@@ -24,7 +24,7 @@ use crate::wire::{self, BatchWriter};
 const IDLE: Duration = Duration::from_millis(200);
 /// A feed that has not got on for so long keeps no writer waiting. Longer than a busy peer pauses: with 50 ms half of a million
 /// entries came in syncs, two and a half times over.
-const STUCK: Duration = Duration::from_millis(500);
+const STUCK: Duration = Duration::from_millis(250);
 /// How long a peer whose feed broke is left to digests.
 const BROKEN: Duration = Duration::from_secs(1);
 

@@ -306,7 +306,7 @@ fn writers_wait_while_half_the_queue_is_taken_and_every_feed_gets_on() {
     let mut net = nodes(2);
     assert!(!net.engines[0].is_congested(net.now));
     net.is_stuck = Some(0);
-    let stuck = Duration::from_millis(500);
+    let stuck = Duration::from_millis(250);
     for round in 0..8 {
         burst(&mut net, 10 * round..10 * round + 10);
         net.run(3);
