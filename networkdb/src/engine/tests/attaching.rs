@@ -1,6 +1,6 @@
 //! What the two sides of a sync tell each other of who is attached.
 
-use super::rules::{Rig, attachment, node, other, stamp};
+use super::rules::{REAP, Rig, attachment, live, node, other, stamp};
 use super::*;
 use crate::wire::{Offer, Ranges};
 
@@ -146,4 +146,29 @@ fn attachments_of_another_network_are_not_taken_in_a_sync() {
     };
     exchange(&mut rig, STREAM, &rest);
     assert!(!rig.engine.attachments.is_attached(&elsewhere, &node("x")));
+}
+
+/// Whether a live entry of this node that it does not hold is taken, so long after its first sync.
+fn takes_as_found(since_first_sync: Duration) -> bool {
+    let mut rig = Rig::resuming(vec![(network(), LamportTime(40))]);
+    rig.meet(&other(1));
+    rig.receive(&Message::Attachment(attachment("z", stamp(1, 1), false)));
+    rig.outputs();
+    offered(&mut rig, Digest(1));
+    let end = Message::SyncEnd { network: network() };
+    exchange(&mut rig, STREAM, &end);
+    assert_eq!(rig.engine.stats().syncs_completed, 1);
+    rig.now += since_first_sync;
+    rig.receive(&Message::Table(live("n", stamp(10, 40), 45, "k", "v")));
+    matches!(rig.lookup("k"), Lookup::Visible { .. })
+}
+
+#[test]
+fn a_resumed_run_vetoes_what_it_does_not_hold_from_five_sixths_of_a_reap_interval_on() {
+    let window = REAP * 5 / 6;
+    let little = Duration::from_millis(1);
+    assert!(takes_as_found(Duration::ZERO));
+    assert!(takes_as_found(window - little));
+    assert!(!takes_as_found(window));
+    assert!(!takes_as_found(window + little));
 }
