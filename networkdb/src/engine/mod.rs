@@ -73,6 +73,7 @@ mod table;
 mod write;
 
 pub use attachment::NetworkError;
+pub(crate) use event::key_position;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
 pub use io::{Input, LostEntry, Output, TableChange, Timer};
 pub use members::{MemberState, MemberStatus};

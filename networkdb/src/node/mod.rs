@@ -20,6 +20,7 @@ use crate::stats::Stats;
 
 mod address;
 mod driver;
+mod history;
 mod inspect;
 mod refusals;
 mod report;
@@ -34,11 +35,14 @@ pub use crate::engine::{
     Accepted, JoinProgress, MemberState, MemberStatus, NetworkStats, TableStats, Write, WriteAction,
 };
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
+pub use history::{HISTORY_BYTES, HISTORY_EVENTS, Position, PositionError};
 pub use inspect::NodeStatus;
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;
-pub use watch::{PENDING_EXACT, PENDING_MAX, Watch, WatchEvent, WatchFilter};
+pub use watch::{
+    PENDING_BYTES_MAX, PENDING_EXACT, PENDING_MAX, Told, Watch, WatchEvent, WatchFilter,
+};
 
 use driver::Command;
 use refusals::{Lost, Refusals};
@@ -543,13 +547,6 @@ impl NetworkDb {
         self.ask(|to| Command::JoinProgress(network, to))
             .await
             .ok()?
-    }
-
-    /// Watches what readers see: a snapshot as creates, then every change.
-    pub async fn watch(&self, filter: WatchFilter) -> Result<Watch, Closed> {
-        let (watch, watcher) = Watch::new(filter, self.commands.clone());
-        self.ask(|to| Command::Watch(watcher, to)).await?;
-        Ok(watch)
     }
 
     /// Replaces the gossip keys of a running node that was started with keys. From here on the new primary seals and only
