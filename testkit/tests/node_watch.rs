@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use networkdb::engine::TableChange;
-use networkdb::node::{NetworkDb, NodeConfig, Watch, WatchEvent, WatchFilter};
+use networkdb::node::{NetworkDb, NodeConfig, Position, Told, Watch, WatchEvent, WatchFilter};
 use networkdb::{GossipKey, Key, Keyring, NetworkId, TableName};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -181,6 +181,11 @@ async fn members_that_come_and_go_are_told_to_those_who_asked_for_them() {
         .watch(WatchFilter::default())
         .await
         .expect("not closed");
+    let itself = WatchEvent::MemberUp {
+        node: first.id().clone(),
+        addr: first.gossip_addr(),
+    };
+    assert_eq!(next(&mut watch).await, itself);
     join(&second, &first).await;
     let (node, addr) = (second.id().clone(), second.gossip_addr());
     let up = WatchEvent::MemberUp {
@@ -193,6 +198,51 @@ async fn members_that_come_and_go_are_told_to_those_who_asked_for_them() {
     assert_eq!(next(&mut watch).await, down);
     first.close().await;
     assert_eq!(other.next().await, None);
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_where_another_one_was() {
+    let node = start(config()).await;
+    let (network, table) = (network("net"), table("t"));
+    node.join_network(&network).await.expect("not joined yet");
+    create(&node, &network, &table, "before").await;
+    let mut watch = watch_from(&node, None).await;
+    assert_eq!(key_of(&mut watch).await, ("before".to_owned(), None));
+    let Some(Told::Synced(synced)) = watch.next_told().await else {
+        panic!("the snapshot has one entry");
+    };
+    for name in ["a", "b"] {
+        create(&node, &network, &table, name).await;
+    }
+    let (first, position) = key_of(&mut watch).await;
+    assert_eq!(first, "a");
+    drop(watch);
+    create(&node, &network, &table, "c").await;
+    let mut watch = watch_from(&node, position).await;
+    for name in ["b", "c"] {
+        assert_eq!(key_of(&mut watch).await.0, name);
+    }
+    let mut watch = watch_from(&node, Some(synced)).await;
+    assert_eq!(key_of(&mut watch).await.0, "a");
+    let other: Position = "1-1".parse().expect("a position");
+    let mut watch = watch_from(&node, Some(other)).await;
+    let resync = Told::Snapshot(WatchEvent::Resync);
+    assert_eq!(watch.next_told().await, Some(resync));
+}
+
+async fn watch_from(node: &NetworkDb, position: Option<Position>) -> Watch {
+    let watch = node.watch_from(WatchFilter::default(), position).await;
+    watch.expect("not closed")
+}
+
+async fn key_of(watch: &mut Watch) -> (String, Option<Position>) {
+    match watch.next_told().await {
+        Some(Told::Snapshot(WatchEvent::Change(change))) => (change.key.to_string(), None),
+        Some(Told::Event(WatchEvent::Change(change), position)) => {
+            (change.key.to_string(), position)
+        }
+        other => panic!("no change: {other:?}"),
+    }
 }
 
 #[tokio::test]

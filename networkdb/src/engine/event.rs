@@ -73,6 +73,12 @@ pub(crate) fn key_hash(key: &str) -> u64 {
     XxHash3_64::oneshot(key.as_bytes())
 }
 
+/// Where the walk of a table finds a key: the part of its hash that slots keep.
+#[must_use]
+pub(crate) fn key_position(key: &Key) -> u64 {
+    key_hash(key.as_str()) >> 32 << 32
+}
+
 /// What a write left under its key.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Body {

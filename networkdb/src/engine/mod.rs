@@ -76,6 +76,7 @@ mod table;
 mod write;
 
 pub use attachment::NetworkError;
+pub(crate) use event::key_position;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
 pub use inspect::{Difference, InspectToken, Inspected};
 pub use io::{Input, LostEntry, Output, TableChange, Timer};

@@ -13,6 +13,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use super::history::{History, Position};
 use super::report::{Report, log_progress};
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
@@ -75,7 +76,9 @@ pub(crate) enum Command {
     Join(SocketAddr, oneshot::Sender<Result<(), String>>),
     SetBootstrap(Vec<SocketAddr>),
     Leave(oneshot::Sender<()>),
-    Watch(Watcher, oneshot::Sender<()>),
+    /// A watch, and where it was before when it goes on.
+    Watch(Watcher, Option<Position>, oneshot::Sender<()>),
+    /// Watchers that have taken what they had want more of their snapshot, or a new one.
     Resync,
     SetKeyring(Keyring, oneshot::Sender<()>),
     NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
@@ -112,6 +115,8 @@ pub(crate) struct Driver {
     pub twin: Option<SocketAddr>,
     /// Told why the node has stopped by itself.
     pub stopped: watch::Sender<Option<StopReason>>,
+    /// What watchers were told.
+    pub history: History,
     pub state: State,
 }
 
@@ -278,15 +283,17 @@ impl Driver {
                 engine.leave(now);
                 reply(to, ());
             }
-            Command::Watch(watcher, to) => {
+            Command::Watch(watcher, from, to) => {
                 engine.set_watching(true);
-                watcher.snapshot(engine.store(), true);
+                watcher.start(from, &mut self.history);
+                watcher.snapshot((engine.store(), engine.roster()), self.history.position());
                 self.state.watchers.push(watcher);
                 reply(to, ());
             }
             Command::Resync => {
+                let position = self.history.position();
                 for watcher in &self.state.watchers {
-                    watcher.snapshot(engine.store(), false);
+                    watcher.snapshot((engine.store(), engine.roster()), position);
                 }
             }
             Command::SetKeyring(keyring, to) => {
@@ -451,11 +458,12 @@ impl Driver {
     }
 
     fn tell(&mut self, event: &WatchEvent) {
+        let number = self.history.note(event);
         for watcher in &self.state.watchers {
-            watcher.push(event);
+            watcher.push(event, number);
         }
         self.state.watchers.retain(Watcher::is_watched);
-        if self.state.watchers.is_empty() {
+        if self.state.watchers.is_empty() && !self.history.goes_on_unwatched() {
             self.engine.set_watching(false);
         }
     }

@@ -21,6 +21,7 @@ use crate::stats::Stats;
 mod address;
 mod check;
 mod driver;
+mod history;
 mod inspect;
 mod refusals;
 mod report;
@@ -37,11 +38,14 @@ pub use crate::engine::{
 };
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use check::{CheckError, CheckOutcome, PeerCheck};
+pub use history::{HISTORY_BYTES, HISTORY_EVENTS, Position, PositionError};
 pub use inspect::NodeStatus;
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;
-pub use watch::{PENDING_EXACT, PENDING_MAX, Watch, WatchEvent, WatchFilter};
+pub use watch::{
+    PENDING_BYTES_MAX, PENDING_EXACT, PENDING_MAX, Told, Watch, WatchEvent, WatchFilter,
+};
 
 use driver::Command;
 use refusals::{Lost, Refusals};
@@ -546,13 +550,6 @@ impl NetworkDb {
         self.ask(|to| Command::JoinProgress(network, to))
             .await
             .ok()?
-    }
-
-    /// Watches what readers see: a snapshot as creates, then every change.
-    pub async fn watch(&self, filter: WatchFilter) -> Result<Watch, Closed> {
-        let (watch, watcher) = Watch::new(filter, self.commands.clone());
-        self.ask(|to| Command::Watch(watcher, to)).await?;
-        Ok(watch)
     }
 
     /// Replaces the gossip keys of a running node that was started with keys. From here on the new primary seals and only

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::address::{self, AdvertiseError};
 use super::driver::{self, Driver, State as DriverState};
+use super::history::History;
 use super::report::Report;
 use super::state_dir::{State, StateDir, StateDirError};
 use super::{
@@ -287,6 +288,7 @@ fn spawn(
             driver::now(),
         ),
         twin: None,
+        history: History::new(u64::from_le_bytes(random_bytes())),
         state: DriverState::default(),
     };
     tokio::spawn(driver.run());

@@ -1,9 +1,11 @@
 //! Watches: a snapshot, then every change of what readers see.
 //!
-//! A watch starts with the visible entries as creates; changes follow without a gap or a double. A watcher that does not
-//! keep up costs bounded memory: above [`PENDING_EXACT`] waiting events, changes of one key are folded into one; above
-//! [`PENDING_MAX`] keys everything that waits is dropped and the watcher gets [`WatchEvent::Resync`], followed by a new
-//! snapshot, which takes the place of all it was told before.
+//! A watch starts with the visible entries as creates; changes follow without a gap or a double. The snapshot is taken in
+//! pieces, each when the one before has been read: what changes meanwhile is told where the walk has been, and is left to
+//! the walk where it has not. A watcher that does not keep up costs bounded memory: above [`PENDING_EXACT`] waiting events,
+//! changes of one key are folded into one; above [`PENDING_MAX`] keys or [`PENDING_BYTES_MAX`] everything that waits is
+//! dropped and the watcher gets [`WatchEvent::Resync`], followed by a new snapshot, which takes the place of all it was
+//! told before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -12,7 +14,9 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
 use super::driver::Command;
-use crate::engine::{LostEntry, Store, TableChange};
+use super::history::{History, Position};
+use super::{Closed, NetworkDb};
+use crate::engine::{LostEntry, Roster, Store, TableChange, key_position};
 use crate::id::{Key, NetworkId, NodeId, TableName};
 use crate::sync::Mutex;
 
@@ -21,6 +25,13 @@ pub const PENDING_EXACT: usize = 4_096;
 /// Waiting keys above which the watcher has to start anew.
 pub const PENDING_MAX: usize = 65_536;
 
+/// Bytes of waiting events, values included, above which the watcher has to start anew.
+pub const PENDING_BYTES_MAX: usize = 64 << 20;
+/// Entries of a snapshot after which the watcher has to read first.
+const PIECE_ENTRIES: usize = 1_024;
+/// Bytes of a snapshot after which the watcher has to read first.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// What to watch; an empty filter means everything.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct WatchFilter {
@@ -28,7 +39,7 @@ pub struct WatchFilter {
     pub network: Option<NetworkId>,
     /// Only tables of this name.
     pub table: Option<TableName>,
-    /// Members that come and go, too.
+    /// Members that are up, and those that come and go, too.
     pub members: bool,
 }
 
@@ -73,30 +84,114 @@ pub enum WatchEvent {
     Resync,
 }
 
+/// An event with its place, for watchers that want to go on where they were; see [`Watch::next_told`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Told {
+    /// Part of a snapshot, or the [`WatchEvent::Resync`] before one.
+    Snapshot(WatchEvent),
+    /// The snapshot is complete: the watcher has all that there was at this position.
+    Synced(Position),
+    /// A change. With its position, unless the snapshot is not complete yet.
+    Event(WatchEvent, Option<Position>),
+}
+
+/// What waits to be told.
+#[derive(Debug)]
+enum Waiting {
+    Snapshot(WatchEvent),
+    Synced(Position),
+    Event(WatchEvent, u64),
+}
+
+impl Waiting {
+    fn event(&self) -> Option<&WatchEvent> {
+        match self {
+            Self::Snapshot(event) | Self::Event(event, _) => Some(event),
+            Self::Synced(_) => None,
+        }
+    }
+
+    fn change_mut(&mut self) -> Option<&mut TableChange> {
+        match self {
+            Self::Snapshot(WatchEvent::Change(change))
+            | Self::Event(WatchEvent::Change(change), _) => Some(change),
+            Self::Snapshot(_) | Self::Event(..) | Self::Synced(_) => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.event().map_or(0, bytes_of)
+    }
+}
+
+/// Returns about how much memory an event takes.
+pub(super) fn bytes_of(event: &WatchEvent) -> usize {
+    let values = match event {
+        WatchEvent::Change(change) => {
+            let bytes =
+                |value: &Option<bytes::Bytes>| value.as_ref().map_or(0, |value| value.len());
+            change.key.as_str().len() + bytes(&change.previous) + bytes(&change.value)
+        }
+        WatchEvent::Lost(entry) => entry.key.as_str().len(),
+        WatchEvent::MemberUp { .. } | WatchEvent::MemberDown { .. } | WatchEvent::Resync => 0,
+    };
+    size_of::<WatchEvent>() + values
+}
+
+/// How far a snapshot is.
+#[derive(Debug, Default, Eq, PartialEq)]
+enum Walk {
+    #[default]
+    NotBegun,
+    /// Everything before this place has been queued.
+    At(NetworkId, TableName, u64),
+    Done,
+}
+
+impl Walk {
+    /// Whether a change will be seen by the rest of the walk.
+    fn is_ahead(&self, change: &TableChange) -> bool {
+        match self {
+            Self::NotBegun => true,
+            Self::At(network, table, position) => {
+                let place = (&change.network, &change.table, key_position(&change.key));
+                place >= (network, table, *position)
+            }
+            Self::Done => false,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Pending {
-    events: VecDeque<WatchEvent>,
+    queue: VecDeque<Waiting>,
+    /// Of what is in the queue.
+    bytes: usize,
     /// Where the one event of each key stands, counted from the first event ever queued; only while folding.
     folded: Option<BTreeMap<(NetworkId, TableName, Key), u64>>,
     taken: u64,
-    /// Events of the last snapshot; they come on top of [`PENDING_MAX`].
-    snapshot: usize,
+    walk: Walk,
+    /// Which run of the process numbers the events.
+    run: u64,
+    /// The snapshot has been read to its end, so that what follows has a position.
+    is_synced: bool,
     needs_resync: bool,
-    announce_resync: bool,
     is_closed: bool,
 }
 
 impl Pending {
-    fn push(&mut self, event: WatchEvent) {
-        if self.needs_resync {
+    fn push(&mut self, event: WatchEvent, number: u64) {
+        let is_ahead = matches!(&event, WatchEvent::Change(change) if self.walk.is_ahead(change));
+        if self.needs_resync || is_ahead {
             return;
         }
-        if self.folded.is_none() && self.events.len() >= PENDING_EXACT {
+        if self.folded.is_none() && self.queue.len() >= PENDING_EXACT {
             self.start_folding();
         }
-        self.fold(event);
-        if self.events.len() > PENDING_MAX + self.snapshot {
-            self.events.clear();
+        self.fold(Waiting::Event(event, number));
+        if self.queue.len() > PENDING_MAX || self.bytes > PENDING_BYTES_MAX {
+            self.queue.clear();
+            self.bytes = 0;
             self.folded = None;
             self.needs_resync = true;
         }
@@ -104,53 +199,125 @@ impl Pending {
 
     fn start_folding(&mut self) {
         self.folded = Some(BTreeMap::new());
-        for event in std::mem::take(&mut self.events) {
-            self.fold(event);
+        self.bytes = 0;
+        for waiting in std::mem::take(&mut self.queue) {
+            self.fold(waiting);
         }
     }
 
     /// Merges a change into the one that waits for the same key; anything else waits for its turn.
-    fn fold(&mut self, event: WatchEvent) {
-        let place = self.taken + self.events.len() as u64;
-        if let (WatchEvent::Change(change), Some(folded)) = (&event, &mut self.folded) {
+    fn fold(&mut self, new: Waiting) {
+        let place = self.taken + self.queue.len() as u64;
+        if let (Some(WatchEvent::Change(change)), Some(folded)) = (new.event(), &mut self.folded) {
             let waiting = folded
                 .get(&name_of(change))
                 .and_then(|place| place.checked_sub(self.taken))
-                .and_then(|index| self.events.get_mut(usize::try_from(index).ok()?));
-            if let Some(WatchEvent::Change(waiting)) = waiting {
-                waiting.value.clone_from(&change.value);
+                .and_then(|index| self.queue.get_mut(usize::try_from(index).ok()?));
+            if let Some(waiting) = waiting {
+                self.bytes -= waiting.bytes();
+                if let Some(merged) = waiting.change_mut() {
+                    merged.value.clone_from(&change.value);
+                }
+                self.bytes += waiting.bytes();
                 return;
             }
             folded.insert(name_of(change), place);
         }
-        self.events.push_back(event);
+        self.bytes += new.bytes();
+        self.queue.push_back(new);
     }
 
-    fn pop(&mut self) -> Option<WatchEvent> {
-        if std::mem::take(&mut self.announce_resync) {
-            return Some(WatchEvent::Resync);
-        }
+    fn pop(&mut self) -> Option<Told> {
         loop {
-            let event = self.events.pop_front()?;
+            let waiting = self.queue.pop_front()?;
             let taken = self.taken;
             self.taken += 1;
-            let WatchEvent::Change(change) = &event else {
-                return Some(event);
-            };
-            if let Some(folded) = &mut self.folded {
+            self.bytes -= waiting.bytes();
+            if let (Some(WatchEvent::Change(change)), Some(folded)) =
+                (waiting.event(), &mut self.folded)
+            {
                 let name = name_of(change);
                 if folded.get(&name) == Some(&taken) {
                     folded.remove(&name);
                 }
             }
-            if self.events.is_empty() {
+            if self.queue.is_empty() {
                 self.folded = None;
             }
             // Folding can leave a create that was deleted again: nothing to tell.
-            if change.previous.is_some() || change.value.is_some() {
-                return Some(event);
+            let is_nothing = matches!(
+                waiting.event(),
+                Some(WatchEvent::Change(change)) if change.previous.is_none() && change.value.is_none()
+            );
+            if !is_nothing {
+                return Some(self.told(waiting));
             }
         }
+    }
+
+    fn told(&mut self, waiting: Waiting) -> Told {
+        match waiting {
+            Waiting::Snapshot(event) => {
+                self.is_synced = false;
+                Told::Snapshot(event)
+            }
+            Waiting::Synced(position) => {
+                self.is_synced = true;
+                Told::Synced(position)
+            }
+            Waiting::Event(event, number) => {
+                let run = self.run;
+                let position = self.is_synced.then_some(Position { run, number });
+                Told::Event(event, position)
+            }
+        }
+    }
+
+    /// Whether the driver has to be asked for more.
+    fn wants_more(&self) -> bool {
+        self.queue.is_empty() && (self.needs_resync || self.walk != Walk::Done)
+    }
+
+    /// Queues the next piece of the snapshot.
+    fn walk(&mut self, filter: &WatchFilter, store: &Store, position: Position) {
+        for network in store.networks() {
+            let tables = store.network(&network);
+            for table in tables.map_or(Vec::new(), |tables| tables.tables()) {
+                let name = table.name();
+                let mut from = match &self.walk {
+                    Walk::At(at, of, _) if (&network, name) < (at, of) => continue,
+                    Walk::At(at, of, from) if (&network, name) == (at, of) => *from,
+                    Walk::At(..) | Walk::NotBegun | Walk::Done => 0,
+                };
+                if !filter.matches(&network, name) {
+                    continue;
+                }
+                loop {
+                    let next = table.walk_from(from, |record| {
+                        if let (Some(value), Ok(key)) = (record.value(), Key::new(record.key())) {
+                            self.fold(Waiting::Snapshot(WatchEvent::Change(TableChange {
+                                network: network.clone(),
+                                table: name.clone(),
+                                key,
+                                previous: None,
+                                value: Some(value.to_vec().into()),
+                            })));
+                        }
+                    });
+                    // The end of a table is after all hashes of keys, of which only the leading half counts.
+                    self.walk = Walk::At(network.clone(), name.clone(), next.unwrap_or(u64::MAX));
+                    if self.queue.len() >= PIECE_ENTRIES || self.bytes >= PIECE_BYTES {
+                        return;
+                    }
+                    match next {
+                        Some(next) if from < next => from = next,
+                        Some(_) | None => break,
+                    }
+                }
+            }
+        }
+        self.walk = Walk::Done;
+        self.queue.push_back(Waiting::Synced(position));
     }
 }
 
@@ -166,6 +333,8 @@ fn name_of(change: &TableChange) -> (NetworkId, TableName, Key) {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     filter: WatchFilter,
+    /// Whether others may go on where this watch was.
+    is_resumable: bool,
     shared: Arc<Shared>,
 }
 
@@ -181,44 +350,52 @@ impl Watcher {
         Arc::strong_count(&self.shared) > 1
     }
 
-    pub(crate) fn push(&self, event: &WatchEvent) {
+    pub(crate) fn push(&self, event: &WatchEvent, number: u64) {
         if self.filter.wants(event) {
-            self.shared.pending.lock().push(event.clone());
+            self.shared.pending.lock().push(event.clone(), number);
             self.shared.changed.notify_one();
         }
     }
 
-    /// Queues all visible entries as creates, if this is a new watch or one that fell behind.
-    pub(crate) fn snapshot(&self, store: &Store, is_new: bool) {
+    /// Begins: with what was told since the watcher was there before, or with a snapshot.
+    pub(crate) fn start(&self, from: Option<Position>, history: &mut History) {
         let mut pending = self.shared.pending.lock();
-        if !is_new && !pending.needs_resync {
-            return;
+        pending.run = history.position().run;
+        if self.is_resumable {
+            history.keep();
         }
-        pending.announce_resync = pending.needs_resync;
-        pending.needs_resync = false;
-        for network in store.networks() {
-            let Some(tables) = store.network(&network) else {
-                continue;
-            };
-            let tables = tables.tables();
-            let watched = tables
-                .iter()
-                .filter(|table| self.filter.matches(&network, table.name()));
-            for table in watched {
-                table.walk(|record| {
-                    if let (Some(value), Ok(key)) = (record.value(), Key::new(record.key())) {
-                        pending.events.push_back(WatchEvent::Change(TableChange {
-                            network: network.clone(),
-                            table: table.name().clone(),
-                            key,
-                            previous: None,
-                            value: Some(value.to_vec().into()),
-                        }));
-                    }
-                });
+        let Some(from) = from else {
+            return;
+        };
+        let Some(missed) = history.after(from) else {
+            pending.needs_resync = true;
+            return;
+        };
+        pending.walk = Walk::Done;
+        pending.is_synced = true;
+        for (number, event) in missed {
+            if self.filter.wants(&event) {
+                pending.push(event, number);
             }
         }
-        pending.snapshot = pending.events.len();
+    }
+
+    /// Queues the next piece of the snapshot, if the watcher is new or fell behind, and has read what waited.
+    pub(crate) fn snapshot(&self, (store, roster): (&Store, &Roster), position: Position) {
+        let mut pending = self.shared.pending.lock();
+        if !pending.wants_more() {
+            return;
+        }
+        if std::mem::take(&mut pending.needs_resync) {
+            pending.fold(Waiting::Snapshot(WatchEvent::Resync));
+            pending.walk = Walk::NotBegun;
+        }
+        if self.filter.members && pending.walk == Walk::NotBegun {
+            for (node, addr) in roster.members() {
+                pending.fold(Waiting::Snapshot(WatchEvent::MemberUp { node, addr }));
+            }
+        }
+        pending.walk(&self.filter, store, position);
         self.shared.changed.notify_one();
     }
 
@@ -236,10 +413,15 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(filter: WatchFilter, commands: mpsc::Sender<Command>) -> (Self, Watcher) {
+    pub(crate) fn new(
+        filter: WatchFilter,
+        is_resumable: bool,
+        commands: mpsc::Sender<Command>,
+    ) -> (Self, Watcher) {
         let shared = Arc::new(Shared::default());
         let watcher = Watcher {
             filter,
+            is_resumable,
             shared: Arc::clone(&shared),
         };
         (Self { shared, commands }, watcher)
@@ -250,21 +432,56 @@ impl Watch {
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Option<WatchEvent> {
         loop {
-            let needs_resync = {
+            match self.next_told().await? {
+                Told::Snapshot(event) | Told::Event(event, _) => return Some(event),
+                Told::Synced(_) => {}
+            }
+        }
+    }
+
+    /// Waits for the next event and tells its place; `None` when the node was closed.
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn next_told(&mut self) -> Option<Told> {
+        loop {
+            let wants_more = {
                 let mut pending = self.shared.pending.lock();
-                if let Some(event) = pending.pop() {
-                    return Some(event);
+                if let Some(told) = pending.pop() {
+                    return Some(told);
                 }
                 if pending.is_closed {
                     return None;
                 }
-                pending.needs_resync
+                pending.wants_more()
             };
-            if needs_resync && self.commands.send(Command::Resync).await.is_err() {
+            if wants_more && self.commands.send(Command::Resync).await.is_err() {
                 return None;
             }
             self.shared.changed.notified().await;
         }
+    }
+}
+
+impl NetworkDb {
+    /// Watches what readers see: a snapshot as creates, then every change.
+    pub async fn watch(&self, filter: WatchFilter) -> Result<Watch, Closed> {
+        let (watch, watcher) = Watch::new(filter, false, self.commands.clone());
+        self.ask(|to| Command::Watch(watcher, None, to)).await?;
+        Ok(watch)
+    }
+
+    /// Watches as [`NetworkDb::watch`] does, and can go on where another such watch of the same filter was: with what came
+    /// after the position, or with [`WatchEvent::Resync`] and a snapshot when that is not held any more.
+    ///
+    /// When events were folded for the other watch, some changes may be told again.
+    pub async fn watch_from(
+        &self,
+        filter: WatchFilter,
+        from: Option<Position>,
+    ) -> Result<Watch, Closed> {
+        let (watch, watcher) = Watch::new(filter, true, self.commands.clone());
+        self.ask(|to| Command::Watch(watcher, from, to)).await?;
+        Ok(watch)
     }
 }
 
@@ -281,14 +498,17 @@ mod orders {
     fn no_order_of_telling_and_waiting_loses_a_change_or_the_end() {
         let tried = || {
             let (commands, _driver) = mpsc::channel(1);
-            let (mut watch, watcher) = Watch::new(WatchFilter::default(), commands);
+            let (mut watch, watcher) = Watch::new(WatchFilter::default(), false, commands);
             let driver = thread::spawn(move || {
                 for number in 0..CHANGES {
-                    watcher.push(&WatchEvent::MemberDown {
-                        node: NodeId::new(format!("n{number}")).expect("a valid name"),
-                        left: true,
-                    });
-                    watcher.push(&WatchEvent::Resync);
+                    watcher.push(
+                        &WatchEvent::MemberDown {
+                            node: NodeId::new(format!("n{number}")).expect("a valid name"),
+                            left: true,
+                        },
+                        0,
+                    );
+                    watcher.push(&WatchEvent::Resync, 0);
                 }
                 watcher.close();
             });
@@ -328,58 +548,122 @@ mod tests {
         }
     }
 
+    fn synced() -> Pending {
+        Pending {
+            walk: Walk::Done,
+            is_synced: true,
+            ..Pending::default()
+        }
+    }
+
+    fn push(pending: &mut Pending, change: TableChange) {
+        pending.push(WatchEvent::Change(change), 1);
+    }
+
+    fn pop(pending: &mut Pending) -> Option<WatchEvent> {
+        match pending.pop()? {
+            Told::Snapshot(event) | Told::Event(event, _) => Some(event),
+            Told::Synced(position) => panic!("no snapshot: {position}"),
+        }
+    }
+
     #[test]
     fn a_watcher_that_keeps_up_sees_every_change() {
-        let mut pending = Pending::default();
+        let mut pending = synced();
         let changes = [
             change(1, None, Some("a")),
             change(1, Some("a"), Some("b")),
             change(1, Some("b"), None),
         ];
         for change in &changes {
-            pending.push(WatchEvent::Change(change.clone()));
+            push(&mut pending, change.clone());
         }
         for change in changes {
-            assert_eq!(pending.pop(), Some(WatchEvent::Change(change)));
+            assert_eq!(pop(&mut pending), Some(WatchEvent::Change(change)));
         }
         assert_eq!(pending.pop(), None);
     }
 
     #[test]
     fn a_slow_watcher_gets_one_change_a_key_with_the_first_previous_and_the_last_value() {
-        let mut pending = Pending::default();
+        let mut pending = synced();
         for round in 0..10_000 {
-            pending.push(WatchEvent::Change(change(
-                round % 100,
-                Some("old"),
-                Some("new"),
-            )));
+            push(&mut pending, change(round % 100, Some("old"), Some("new")));
         }
-        pending.push(WatchEvent::Change(change(3, Some("new"), None)));
-        let events: Vec<WatchEvent> = std::iter::from_fn(|| pending.pop()).collect();
+        push(&mut pending, change(3, Some("new"), None));
+        let events: Vec<WatchEvent> = std::iter::from_fn(|| pop(&mut pending)).collect();
         assert_eq!(events.len(), 100);
         assert!(events.contains(&WatchEvent::Change(change(3, Some("old"), None))));
     }
 
     #[test]
     fn a_watcher_that_is_far_behind_is_resynced_in_bounded_memory() {
-        let mut pending = Pending::default();
+        let mut pending = synced();
         for key in 0..200_000 {
-            pending.push(WatchEvent::Change(change(key, None, Some("v"))));
-            assert!(pending.events.len() <= PENDING_MAX);
+            push(&mut pending, change(key, None, Some("v")));
+            assert!(pending.queue.len() <= PENDING_MAX);
         }
         assert!(pending.needs_resync);
     }
 
     #[test]
     fn an_entry_created_and_deleted_while_folding_is_not_told() {
-        let mut pending = Pending::default();
+        let mut pending = synced();
         for key in 0..PENDING_EXACT {
-            pending.push(WatchEvent::Change(change(key, None, Some("v"))));
+            push(&mut pending, change(key, None, Some("v")));
         }
-        pending.push(WatchEvent::Change(change(7_777, None, Some("v"))));
-        pending.push(WatchEvent::Change(change(7_777, Some("v"), None)));
-        let told = std::iter::from_fn(|| pending.pop()).count();
+        push(&mut pending, change(7_777, None, Some("v")));
+        push(&mut pending, change(7_777, Some("v"), None));
+        let told = std::iter::from_fn(|| pop(&mut pending)).count();
         assert_eq!(told, PENDING_EXACT);
+    }
+
+    #[test]
+    fn values_that_wait_are_bounded_by_their_bytes() {
+        let mut pending = synced();
+        let large = Bytes::from(vec![0; 1 << 20]);
+        let count = PENDING_BYTES_MAX >> 20;
+        for key in 0..count {
+            let mut change = change(key, None, None);
+            change.value = Some(large.clone());
+            push(&mut pending, change);
+            assert!(pending.bytes <= PENDING_BYTES_MAX);
+        }
+        assert!(pending.needs_resync);
+        assert_eq!(pop(&mut pending), None);
+        assert!(pending.wants_more());
+    }
+
+    #[test]
+    fn bytes_are_counted_through_folding_and_taking() {
+        let mut pending = synced();
+        for round in 0..3 * PENDING_EXACT {
+            let value = ["a", "bb", "ccc"][round % 3];
+            push(
+                &mut pending,
+                change(round % 5_000, Some("old"), Some(value)),
+            );
+        }
+        while pop(&mut pending).is_some() {}
+        assert_eq!(pending.bytes, 0);
+    }
+
+    #[test]
+    fn a_change_that_the_walk_will_see_is_left_to_it() {
+        let mut pending = Pending::default();
+        push(&mut pending, change(1, None, Some("v")));
+        assert_eq!(pop(&mut pending), None);
+        let here = change(1, None, Some("v"));
+        let at = |position| Walk::At(here.network.clone(), here.table.clone(), position);
+        pending.walk = at(key_position(&here.key));
+        assert!(pending.walk.is_ahead(&here), "its bucket comes next");
+        pending.walk = at(u64::MAX);
+        assert!(!pending.walk.is_ahead(&here));
+        push(&mut pending, here.clone());
+        assert_eq!(
+            pending.pop(),
+            Some(Told::Event(WatchEvent::Change(here), None)),
+            "nobody can go on from within a snapshot"
+        );
     }
 }
