@@ -14,7 +14,7 @@ use hyper_util::rt::TokioTimer;
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -57,6 +57,8 @@ pub(crate) struct Acceptor {
     pub(crate) site: Site,
     pub(crate) tls: Arc<RwLock<Option<Tls>>>,
     pub(crate) stopped: watch::Receiver<Option<Stop>>,
+    /// Dropped together with the port.
+    pub(crate) port: oneshot::Sender<()>,
 }
 
 /// What every connection of a server shares.
@@ -122,7 +124,7 @@ impl Acceptor {
             connections.spawn(Arc::clone(&context).serve(stream, remote, place));
         }
         drop(listener);
-        drop(stopped);
+        drop(self.port);
         let grace_is_over = timeout(stop.grace(), all(&mut connections)).await.is_err();
         context.closing.send_replace(true);
         if grace_is_over && timeout(stop.limit(), all(&mut connections)).await.is_err() {

@@ -22,6 +22,9 @@
 //! A success reply to a write means *accepted here*: this node holds it and shows it from then on. The other nodes get it
 //! by gossip, a moment later. Reads never ask another node.
 //!
+//! Under `/v1/` is an API with statuses of HTTP: node, members, networks, tables, entries (by page, on the condition of a
+//! version, in batches) and watches as server-sent events. `/v1/openapi.json` describes it.
+//!
 //! Other layers mount their own paths through [`Routes`], before or while the server runs. Limits answer with their own
 //! status (400, 408, 413, 414, 431), and so does [`Access`] (401, 403): what is asked of whoever is not on this machine, and
 //! of pages in a browser. Each routed request leaves one line in the log, which never holds a value.
@@ -44,6 +47,7 @@ mod server;
 mod service;
 mod status;
 mod tls;
+mod v1;
 mod value;
 mod web;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use networkdb::node::NetworkDb;
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
@@ -16,6 +16,7 @@ use crate::connections::{Acceptor, Stop};
 use crate::routes::Routes;
 use crate::service::Site;
 use crate::tls::Tls;
+use crate::v1::Stopped;
 use crate::{status, web};
 
 /// The address could not be taken.
@@ -36,6 +37,7 @@ pub struct Server {
     addr: SocketAddr,
     site: Site,
     tls: Arc<RwLock<Option<Tls>>>,
+    stop: watch::Sender<Option<Stop>>,
 }
 
 /// A server that answers. Dropping this leaves it running to the end of the process.
@@ -46,6 +48,8 @@ pub struct Running {
     access: Arc<RwLock<Arc<Access>>>,
     tls: Arc<RwLock<Option<Tls>>>,
     stop: watch::Sender<Option<Stop>>,
+    /// Ends when the port is free.
+    freed: oneshot::Receiver<()>,
     task: JoinHandle<()>,
 }
 
@@ -68,6 +72,7 @@ impl Server {
             addr,
             site: Site::default(),
             tls: Arc::default(),
+            stop: watch::Sender::new(None),
         })
     }
 
@@ -108,20 +113,21 @@ impl Server {
     #[must_use]
     pub fn serve(mut self, db: NetworkDb) -> Running {
         status::mount(&self.site.routes, &db);
-        self.site.web = web::router(&db);
+        self.site.web = web::router(&db, Stopped(self.stop.subscribe()));
         self.run()
     }
 
     /// Starts to answer what is mounted.
     pub(crate) fn run(self) -> Running {
-        let (stop, stopped) = watch::channel(None);
+        let (port, freed) = oneshot::channel();
         let routes = self.site.routes.clone();
         let access = Arc::clone(&self.site.access);
         let tls = Arc::clone(&self.tls);
         let acceptor = Acceptor {
             site: self.site,
             tls: self.tls,
-            stopped,
+            stopped: self.stop.subscribe(),
+            port,
         };
         let task = tokio::spawn(acceptor.run(self.listener));
         Running {
@@ -129,7 +135,8 @@ impl Server {
             routes,
             access,
             tls,
-            stop,
+            stop: self.stop,
+            freed,
             task,
         }
     }
@@ -160,23 +167,24 @@ impl Running {
 
     /// Gives the port back at once, then waits a second at most for requests in flight.
     pub async fn stop(self) {
-        self.end(Stop::Soon).await;
+        self.stop.send_replace(Some(Stop::Soon));
+        seen_off(self.task).await;
     }
 
     /// Gives the port back, then lets every request in flight come to its end, up to half a minute; none fails. The port is
     /// free when this returns; the rest goes on by itself.
     pub async fn retire(self) {
-        let freed = self.stop.clone();
-        tokio::spawn(self.end(Stop::Gently));
-        // The acceptor gives its receiver up together with the port.
-        freed.closed().await;
+        self.stop.send_replace(Some(Stop::Gently));
+        // Nothing is ever sent: the other end is dropped together with the port.
+        drop(self.freed.await);
+        tokio::spawn(seen_off(self.task));
     }
+}
 
-    async fn end(self, stop: Stop) {
-        self.stop.send_replace(Some(stop));
-        if let Err(error) = self.task.await {
-            warn!(%error, "diagnostic server ended badly");
-        }
+/// Waits until the last connection has ended.
+async fn seen_off(task: JoinHandle<()>) {
+    if let Err(error) = task.await {
+        warn!(%error, "diagnostic server ended badly");
     }
 }
 

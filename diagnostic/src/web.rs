@@ -3,6 +3,8 @@
 use axum::Router;
 use networkdb::node::NetworkDb;
 
+use crate::v1::{self, Stopped};
+
 /// Returns true for a path that the router answers.
 pub(crate) fn owns(path: &str) -> bool {
     let first = path
@@ -17,8 +19,8 @@ pub(crate) fn is_page(path: &str) -> bool {
 }
 
 /// Makes the router of a node.
-pub(crate) fn router(_db: &NetworkDb) -> Router {
-    Router::new()
+pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
+    v1::router(db, stopped)
 }
 
 #[cfg(test)]

@@ -37,6 +37,12 @@ impl NetworkDb {
         self.ask(Command::Members).await
     }
 
+    /// Returns whether this node is attached to a network.
+    #[must_use]
+    pub fn is_attached(&self, network: &NetworkId) -> bool {
+        self.store.network(network).is_some()
+    }
+
     /// Counts what a table holds, by walking it; `None` when this node is not attached to the network, or nothing was ever
     /// written to the table.
     #[must_use]
