@@ -497,7 +497,8 @@ mod orders {
     #[test]
     fn no_order_of_telling_and_waiting_loses_a_change_or_the_end() {
         let tried = || {
-            let (commands, _driver) = mpsc::channel(1);
+            // Room for each question; nobody answers them.
+            let (commands, _driver) = mpsc::channel(64);
             let (mut watch, watcher) = Watch::new(WatchFilter::default(), false, commands);
             let driver = thread::spawn(move || {
                 for number in 0..CHANGES {
