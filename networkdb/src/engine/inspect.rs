@@ -159,82 +159,107 @@ impl Engine {
     ) {
         let is_entitled =
             self.networks.contains_key(&network) && self.attachments.is_attached(&network, node);
-        let offer = self.offer_frames(&network, now);
         let stream = self.streams.get_mut(id).filter(|stream| {
             let is_new = matches!(stream.purpose, Purpose::Unknown);
-            is_new && is_entitled && matches!(id, StreamId::Incoming(_))
+            is_new && matches!(id, StreamId::Incoming(_))
         });
-        let Some(stream) = stream else {
+        let Some(stream) = stream.filter(|_| is_entitled) else {
             self.abandon_stream(id, "the question cannot be answered", now);
             return;
         };
-        stream.outbox.extend(offer);
         stream.purpose = Purpose::Inspected(Box::new(Answer {
-            network,
+            network: network.clone(),
             selection: None,
             is_done: false,
         }));
+        let offer = self.offer_frames(&network, now);
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.outbox.extend(offer);
+        }
     }
 
-    /// What the other node holds, in answer to a question; returns the offer when this was none.
-    pub(crate) fn inspection_offered(
-        &mut self,
-        id: StreamId,
-        offer: Offer,
-        now: Instant,
-    ) -> Option<Offer> {
+    /// What the other side of a comparison says.
+    pub(crate) fn inspection_message(&mut self, id: StreamId, message: Message, now: Instant) {
+        let is_expected = match message {
+            Message::Offer(offer) => self.inspection_offered(id, offer),
+            Message::Ranges(ranges) => self.inspected_ranges(id, ranges),
+            Message::Records(records) => self.inspection_listed(id, &records),
+            Message::Table(record) => self.inspection_listed(id, &[record]),
+            Message::SyncEnd { network } => self.inspection_ended(id, &network, now),
+            Message::Attachment(_)
+            | Message::Node(_)
+            | Message::NetworkDigest { .. }
+            | Message::ClusterDigest { .. }
+            | Message::Digests(_)
+            | Message::PushPull(_)
+            | Message::Narrow(_)
+            | Message::Attachments { .. }
+            | Message::Inspect { .. } => false,
+        };
+        if !is_expected {
+            self.abandon_stream(id, "the other node broke the protocol", now);
+        }
+    }
+
+    fn inspection(&mut self, id: StreamId) -> Option<(&mut Inspection, &mut bool)> {
+        let stream = self.streams.get_mut(id)?;
+        match &mut stream.purpose {
+            Purpose::Inspection(inspection) => Some((inspection, &mut stream.closing)),
+            Purpose::Unknown
+            | Purpose::PushPull(_)
+            | Purpose::Sync(_)
+            | Purpose::Inspected(_)
+            | Purpose::Feed(_) => None,
+        }
+    }
+
+    /// What the other node holds; returns whether that was to be told.
+    fn inspection_offered(&mut self, id: StreamId, offer: Offer) -> bool {
         let limit = self.config.tables_max;
         let tables = self.local_tables(&offer.network);
-        let me = self.me.clone();
-        let stream = self.streams.get_mut(id)?;
-        let Purpose::Inspection(inspection) = &mut stream.purpose else {
-            return Some(offer);
+        let Some((inspection, closing)) = self.inspection(id) else {
+            return false;
         };
         let fits = inspection.offered.len() + offer.tables.len() <= limit;
         if inspection.network != offer.network || inspection.is_listing || !fits {
-            self.abandon_stream(id, "the other node broke the protocol", now);
-            return None;
+            return false;
         }
         inspection.offered.extend(offer.tables);
         if offer.more {
-            return None;
+            return true;
         }
         let ranges = differing(&tables, &std::mem::take(&mut inspection.offered));
         if ranges.is_empty() {
             inspection.is_done = true;
-            stream.closing = true;
-            return None;
+            *closing = true;
+            return true;
         }
         inspection.is_listing = true;
-        inspection.selection.ranges.clone_from(&ranges);
+        inspection.selection = Selection::of(ranges.clone());
         let message = Message::Ranges(Ranges {
             network: offer.network,
-            node: me,
+            node: self.me.clone(),
             network_time: self.network_clock.now(),
             table_time: self.table_clock.now(),
             tables: ranges,
         });
-        stream.outbox.push_back(message.encode());
-        None
+        if let Some(stream) = self.streams.get_mut(id) {
+            stream.outbox.push_back(message.encode());
+        }
+        true
     }
 
-    /// The ranges whose records this node is asked to list; returns them when this was no such question.
-    pub(crate) fn inspected_ranges(
-        &mut self,
-        id: StreamId,
-        ranges: Ranges,
-        now: Instant,
-    ) -> Option<Ranges> {
-        let stream = self.streams.get_mut(id)?;
-        let Purpose::Inspected(answer) = &mut stream.purpose else {
-            return Some(ranges);
+    /// The ranges whose records this node is asked to list; returns whether it was to be asked.
+    fn inspected_ranges(&mut self, id: StreamId, ranges: Ranges) -> bool {
+        let stream = self.streams.get_mut(id);
+        let Some(Purpose::Inspected(answer)) = stream.map(|stream| &mut stream.purpose) else {
+            return false;
         };
-        if answer.network != ranges.network || answer.selection.is_some() {
-            self.abandon_stream(id, "the other node broke the protocol", now);
-            return None;
+        if answer.network != ranges.network || answer.selection.is_some() || answer.is_done {
+            return false;
         }
         answer.selection = Some(Selection::of(ranges.tables));
-        None
+        true
     }
 
     /// Makes the next frame of what this node was asked to list.
@@ -265,14 +290,17 @@ impl Engine {
         Some(message.encode())
     }
 
-    /// Compares what the other node has listed; returns false when this is no answer to a question.
-    pub(crate) fn inspection_listed(&mut self, id: StreamId, records: &[TableRecord]) -> bool {
+    /// Compares what the other node has listed; returns whether it was to list anything.
+    fn inspection_listed(&mut self, id: StreamId, records: &[TableRecord]) -> bool {
         let Some(stream) = self.streams.get_mut(id) else {
             return false;
         };
         let Purpose::Inspection(inspection) = &mut stream.purpose else {
             return false;
         };
+        if !inspection.is_listing {
+            return false;
+        }
         let local = self.networks.get(&inspection.network);
         for record in records {
             let table = local.and_then(|local| local.tables.table(&record.table));
@@ -289,41 +317,33 @@ impl Engine {
         true
     }
 
-    /// The other node has listed everything: what is left of ours differs too. Returns false when this is no answer.
-    pub(crate) fn inspection_ended(&mut self, id: StreamId, now: Instant) -> bool {
-        let Some(stream) = self.streams.get_mut(id) else {
+    /// The other node has listed everything: what is left of ours differs too. Returns whether it was to list anything.
+    fn inspection_ended(&mut self, id: StreamId, network: &NetworkId, now: Instant) -> bool {
+        let Some((inspection, _)) = self.inspection(id) else {
             return false;
         };
-        let Purpose::Inspection(inspection) = &mut stream.purpose else {
+        if !inspection.is_listing || inspection.network != *network {
             return false;
-        };
-        let network = inspection.network.clone();
+        }
         let mut selection = std::mem::take(&mut inspection.selection);
         loop {
-            let ours = self.next_selected(&network, &mut selection, now);
-            let Some(stream) = self.streams.get_mut(id).filter(|_| !ours.is_empty()) else {
-                break;
-            };
-            let Purpose::Inspection(inspection) = &mut stream.purpose else {
-                break;
+            let ours = self.next_selected(network, &mut selection, now);
+            let is_end = ours.is_empty();
+            let Some((inspection, closing)) = self.inspection(id) else {
+                return false;
             };
             for record in ours {
-                let TableRecord {
-                    table,
-                    key,
-                    version,
-                    ..
-                } = record;
-                inspection.note(&table, &key, |(found, _)| *found = Some(version));
+                let version = record.version;
+                inspection.note(&record.table, &record.key, |(found, _)| {
+                    *found = Some(version);
+                });
             }
-        }
-        if let Some(stream) = self.streams.get_mut(id) {
-            stream.closing = true;
-            if let Purpose::Inspection(inspection) = &mut stream.purpose {
+            if is_end {
                 inspection.is_done = true;
+                *closing = true;
+                return true;
             }
         }
-        true
     }
 
     pub(crate) fn inspection_over(&mut self, inspection: Inspection, outcome: Result<(), &str>) {

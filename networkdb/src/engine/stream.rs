@@ -174,34 +174,23 @@ impl Engine {
     }
 
     fn stream_message(&mut self, id: StreamId, message: Message, now: Instant) {
+        let purpose = self.streams.get_mut(id).map(|stream| &stream.purpose);
+        if let Some(Purpose::Inspection(_) | Purpose::Inspected(_)) = purpose {
+            self.inspection_message(id, message, now);
+            return;
+        }
         match message {
             Message::PushPull(part) => self.push_pull_received(id, &part, now),
-            Message::Offer(offer) => {
-                if let Some(offer) = self.inspection_offered(id, offer, now) {
-                    self.offer_received(id, offer, now);
-                }
-            }
+            Message::Offer(offer) => self.offer_received(id, offer, now),
             Message::Narrow(narrow) => self.narrow_received(id, narrow, now),
-            Message::Ranges(ranges) => {
-                if let Some(ranges) = self.inspected_ranges(id, ranges, now) {
-                    self.ranges_received(id, ranges, now);
-                }
-            }
+            Message::Ranges(ranges) => self.ranges_received(id, ranges, now),
             Message::Attachments {
                 network,
                 attachments,
             } => self.attachments_received(id, &network, &attachments, now),
             Message::Inspect { network, node } => self.inspect_received(id, network, &node, now),
-            Message::Records(records) => {
-                if !self.inspection_listed(id, &records) {
-                    self.records_received(id, &records, now);
-                }
-            }
-            Message::SyncEnd { network } => {
-                if !self.inspection_ended(id, now) {
-                    self.sync_end_received(id, &network, now);
-                }
-            }
+            Message::Records(records) => self.records_received(id, &records, now),
+            Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
             Message::Table(record) => self.records_received(id, &[record], now),
             Message::Attachment(_)
             | Message::Node(_)
