@@ -27,6 +27,15 @@ impl Outcome {
     }
 }
 
+/// An agent with a diagnostic server, all ports free ones.
+const AGENT: [&str; 5] = [
+    "agent",
+    "--bind-port",
+    "0",
+    "--network-diagnostic-port",
+    "0",
+];
+
 #[test]
 fn wrong_flags_are_wrong_usage() {
     run(&["agent", "--nosuch"]).failed_with(2, &["--nosuch"]);
@@ -122,14 +131,7 @@ fn gossip_in_the_open_is_refused_outside_loopback() {
 
 #[test]
 fn a_diagnostic_server_is_not_opened_to_the_network_by_mistake() {
-    let agent = [
-        "agent",
-        "--bind-port",
-        "0",
-        "--network-diagnostic-port",
-        "0",
-    ];
-    let with = |more: &[&str]| run(&[&agent[..], more].concat());
+    let with = |more: &[&str]| run(&[&AGENT[..], more].concat());
     with(&["--diagnostic-addr", "0.0.0.0"]).failed_with(
         1,
         &[
@@ -153,14 +155,7 @@ fn a_diagnostic_server_is_not_opened_to_the_network_by_mistake() {
 #[test]
 fn token_files_that_are_open_or_malformed_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let agent = [
-        "agent",
-        "--bind-port",
-        "0",
-        "--network-diagnostic-port",
-        "0",
-    ];
-    let with = |path: &str| run(&[&agent[..], &["--diagnostic-token-file", path]].concat());
+    let with = |path: &str| run(&[&AGENT[..], &["--diagnostic-token-file", path]].concat());
     let open = write(dir.path(), "open", "0123456789abcdef\n", 0o644);
     with(&open).failed_with(1, &[&open, "mode 0644", "chmod 600"]);
     let short = write(dir.path(), "short", "# ours\nshort\n", 0o600);

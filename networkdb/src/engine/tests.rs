@@ -13,6 +13,7 @@ mod rules;
 mod spread;
 mod syncing;
 mod watching;
+mod writing;
 
 use super::*;
 use crate::config::Config;

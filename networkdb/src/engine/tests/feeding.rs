@@ -1,7 +1,7 @@
 //! Streams that take over when a node writes faster than push may send: when they open, what they carry, how they end.
 
 use super::between::{Net, addr};
-use super::rules::node;
+use super::rules::{node, records_of};
 use super::*;
 
 /// Feeds take over from more than nine waiting writes.
@@ -50,22 +50,7 @@ fn burst(net: &mut Net, keys: std::ops::Range<usize>) {
 
 /// How many records each frame or packet of a node held.
 fn fed(net: &Net) -> Vec<usize> {
-    let batches = net.all(|message| match message {
-        Message::Records(records) => Some(records.len()),
-        Message::Table(_) => Some(1),
-        Message::Attachment(_)
-        | Message::Node(_)
-        | Message::NetworkDigest { .. }
-        | Message::ClusterDigest { .. }
-        | Message::Digests(_)
-        | Message::PushPull(_)
-        | Message::Offer(_)
-        | Message::Narrow(_)
-        | Message::Ranges(_)
-        | Message::Attachments { .. }
-        | Message::Inspect { .. }
-        | Message::SyncEnd { .. } => None,
-    });
+    let batches = net.all(|message| Some(records_of(message).len()).filter(|size| *size > 0));
     let mut sizes = Vec::new();
     for (by, size) in batches {
         assert_eq!(by, 0, "only the writer sends");

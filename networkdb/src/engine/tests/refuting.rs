@@ -2,7 +2,7 @@
 
 use super::between::addr;
 use super::knowing::{heard, known, quiet, said, with_z};
-use super::rules::{REAP, Rig, attachment, dead, generation, live, node, other, stamp};
+use super::rules::{REAP, Rig, attachment, dead, generation, live, node, other, records_of, stamp};
 use super::*;
 use crate::id::{Stamp, Version};
 
@@ -62,24 +62,8 @@ fn a_veto_is_a_tombstone_at_the_time_of_what_it_vetoes() {
     };
     rig.receive(&Message::Table(lost));
     assert_eq!(holding(&rig, "k"), version);
-    let (mut told, (table, _)) = (said(&mut rig), place("k"));
-    let mut records = Vec::new();
-    match told.remove(0) {
-        Message::Table(record) => records.push(record),
-        Message::Records(all) => records = all,
-        other @ (Message::Attachment(_)
-        | Message::Node(_)
-        | Message::NetworkDigest { .. }
-        | Message::ClusterDigest { .. }
-        | Message::Digests(_)
-        | Message::PushPull(_)
-        | Message::Offer(_)
-        | Message::Narrow(_)
-        | Message::Ranges(_)
-        | Message::Attachments { .. }
-        | Message::Inspect { .. }
-        | Message::SyncEnd { .. }) => panic!("{other:?}"),
-    }
+    let (told, (table, _)) = (said(&mut rig), place("k"));
+    let records = records_of(&told[0]);
     let record = &records[0];
     assert_eq!((&record.table, &record.version), (&table, &version));
     assert_eq!(

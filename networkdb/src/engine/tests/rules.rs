@@ -126,6 +126,17 @@ impl Rig {
     }
 }
 
+/// The table records of a message, none when it is about something else.
+pub(super) fn records_of(message: &Message) -> Vec<TableRecord> {
+    if let Message::Records(records) = message {
+        return records.clone();
+    }
+    if let Message::Table(record) = message {
+        return vec![record.clone()];
+    }
+    Vec::new()
+}
+
 /// Node `z` in its first run, as the failure detector knows it.
 pub(super) fn other(epoch: u64) -> Member {
     Member::new(node("z"), ([127, 0, 0, 1], 1).into(), generation(1), epoch)
