@@ -47,6 +47,7 @@ mod server;
 mod service;
 mod status;
 mod tls;
+mod upload;
 mod v1;
 mod value;
 mod web;

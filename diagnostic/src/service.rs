@@ -2,31 +2,26 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use axum::response::IntoResponse as _;
+use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
 use parking_lot::RwLock;
-use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::access::{Access, Denied};
 use crate::body::Body;
-use crate::json::Writer;
 use crate::params::{Params, decode_path};
 use crate::reply::Format;
 use crate::routes::{Request, Routes, cleaned};
+use crate::upload::{UploadError, media_type, read};
+use crate::v1::Problem;
 use crate::{audit, web};
 
 /// Largest body: room for a value of 1 MiB in base64 with every byte escaped, and for the names beside it.
 pub(crate) const BODY_BYTES_MAX: usize = 5 << 20;
-
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a client gets.
 pub(crate) type Response = hyper::Response<Body>;
@@ -119,7 +114,8 @@ async fn handle(
     if route.is_change() {
         access.check_change(head)?;
     }
-    let body = read(body).await?;
+    // Also one that nobody needs, so that the next request on the connection is found.
+    let body = read(body, BODY_BYTES_MAX).await?;
     let form = if has_form(head) { &body[..] } else { b"" };
     let query = head.uri.query().unwrap_or_default();
     let params = Params::parse(form, query.as_bytes()).map_err(Refused::bad_request)?;
@@ -147,39 +143,10 @@ async fn handle(
     })
 }
 
-/// Reads a body, also one that nobody needs, so that the next request on the connection is found.
-async fn read(body: Incoming) -> Result<Bytes, Refused> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
-    }
-    let too_large = || Refused {
-        status: StatusCode::PAYLOAD_TOO_LARGE,
-        reason: format!("the body is larger than {BODY_BYTES_MAX} bytes"),
-    };
-    if body.size_hint().lower() > BODY_BYTES_MAX as u64 {
-        return Err(too_large());
-    }
-    match timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(Refused::bad_request(error)),
-        Err(_) => Err(Refused {
-            status: StatusCode::REQUEST_TIMEOUT,
-            reason: "the body did not arrive in time".into(),
-        }),
-    }
-}
-
 /// Returns true when the body is a form. Go looks for one in these three methods only.
 fn has_form(head: &Parts) -> bool {
-    let content_type = head.headers.get(CONTENT_TYPE);
-    let media_type = content_type
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default()
-        .trim();
     [Method::POST, Method::PUT, Method::PATCH].contains(&head.method)
-        && media_type.eq_ignore_ascii_case("application/x-www-form-urlencoded")
+        && media_type(&head.headers) == "application/x-www-form-urlencoded"
 }
 
 /// Sends the client to the clean form of the path, with its query.
@@ -242,32 +209,21 @@ impl Refused {
         }
     }
 
-    /// The reason as a problem document (RFC 9457).
-    fn problem(&self) -> Vec<u8> {
-        let mut writer = Writer::new(false);
-        writer.object(|writer| {
-            let title = self.status.canonical_reason().unwrap_or_default();
-            writer.member("type").string(b"about:blank");
-            writer.member("title").string(title.as_bytes());
-            let status = i64::from(self.status.as_u16());
-            writer.member("status").number(status);
-            writer.member("detail").string(self.reason.as_bytes());
-        });
-        writer.into_text()
-    }
-
     /// Makes the response; the connection ends with it, because the rest of the request may still be on its way.
     fn into_answered(self, is_web: bool) -> Answered {
-        let (body, content_type) = if is_web {
-            (self.problem(), "application/problem+json")
+        let outcome = format!("{}: {}", self.status.as_str(), self.reason);
+        let mut response = if is_web {
+            let problem = Problem::refused(self.status, self.reason);
+            problem.into_response().map(Body::streamed)
         } else {
             let text = format!("{}: {}\n", self.status, self.reason);
-            (text.into_bytes(), "text/plain; charset=utf-8")
+            let mut response = Response::new(Body::from(text));
+            *response.status_mut() = self.status;
+            let text = HeaderValue::from_static("text/plain; charset=utf-8");
+            response.headers_mut().insert(CONTENT_TYPE, text);
+            response
         };
-        let mut response = Response::new(Body::from(body));
-        *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = HeaderValue::from_static("Bearer realm=\"networkdb\"");
             headers.insert(WWW_AUTHENTICATE, scheme);
@@ -275,7 +231,7 @@ impl Refused {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         Answered {
             method: "refused".into(),
-            outcome: format!("{}: {}", self.status.as_str(), self.reason),
+            outcome,
             response,
         }
     }
@@ -283,6 +239,18 @@ impl Refused {
 
 impl From<Denied> for Refused {
     fn from(Denied { status, reason }: Denied) -> Self {
+        Self { status, reason }
+    }
+}
+
+impl From<UploadError> for Refused {
+    fn from(error: UploadError) -> Self {
+        let status = match error {
+            UploadError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            UploadError::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            UploadError::Broken(_) => StatusCode::BAD_REQUEST,
+        };
+        let reason = error.to_string();
         Self { status, reason }
     }
 }

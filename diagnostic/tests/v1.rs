@@ -151,6 +151,8 @@ async fn mistakes_are_problems_with_their_status() {
     for (method, target, headers, body, status) in [
         ("GET", "/v1/nothing", "", "", 404),
         ("GET", "/v1/networks/other", "", "", 404),
+        ("GET", "/v1/networks/other/watch", "", "", 404),
+        ("GET", "/v1/networks/other/tables/t/watch", "", "", 404),
         ("DELETE", "/v1/node", "", "", 405),
         ("GET", "/v1/node?x=1", "", "", 400),
         (

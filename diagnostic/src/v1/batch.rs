@@ -85,9 +85,7 @@ struct Outcome {
 impl<'de> Deserialize<'de> for Version {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // A line break at the end is what the pattern of the document lets through in some languages.
-        let tag = text.strip_suffix('\n').unwrap_or(&text).parse();
-        tag.map(Self).map_err(serde::de::Error::custom)
+        text.parse().map(Self).map_err(serde::de::Error::custom)
     }
 }
 
@@ -96,6 +94,8 @@ impl PartialSchema for Version {
         utoipa::openapi::ObjectBuilder::new()
             .schema_type(utoipa::openapi::schema::Type::String)
             .description(Some("A version, as entries tell it."))
+            // In some languages the pattern alone would let a line break through at the end.
+            .max_length(Some(32))
             .pattern(Some("^[0-9a-f]{32}$"))
             .into()
     }

@@ -14,10 +14,12 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::extract::{
-    self, BODY_BYTES_MAX, Base64, Condition, Names, OfEntry, Params, media_type, parse, tags,
+    BODY_BYTES_MAX, Base64, Condition, IfAbsent, IfMatch, IfNoneMatch, Names, OfEntry, Params,
+    parse, tags,
 };
 use super::problem::Problem;
 use super::{Api, Json, networks};
+use crate::upload::{media_type, read};
 
 /// The media type of a value as it is.
 const RAW: &str = "application/octet-stream";
@@ -140,9 +142,7 @@ fn accepts_raw(headers: &HeaderMap) -> bool {
 /// Reads an entry as this node holds it.
 #[utoipa::path(get, path = "/v1/networks/{network}/tables/{table}/entries/{key}", tag = "entries",
     operation_id = "getEntry",
-    params(OfEntry, AsRaw, ("If-None-Match" = Option<String>, Header,
-        description = "Entity tags that the client has: with one of them it is told that nothing has changed.",
-        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#)),
+    params(OfEntry, AsRaw, IfNoneMatch),
     responses(
     (status = 200, description = "The entry; as it is with `?raw` or `Accept: application/octet-stream`.",
         headers(("ETag" = String, description = "The version, in quotes.")),
@@ -176,11 +176,7 @@ pub(crate) async fn get(
 /// Writes an entry: updates or creates it, or does what the condition allows. The other nodes get it by gossip.
 #[utoipa::path(put, path = "/v1/networks/{network}/tables/{table}/entries/{key}", tag = "entries",
     operation_id = "putEntry",
-    params(OfEntry, AsRaw, ("If-Match" = Option<String>, Header,
-        description = "Entity tags: the entry is updated when it has one of these versions; `*` when it is there.",
-        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: the entry is created, or refused when it is there.",
-        pattern = r"^\*$")),
+    params(OfEntry, AsRaw, IfMatch, IfAbsent),
     request_body(content((NewValue = "application/json"), (Raw = "application/octet-stream"))),
     responses(
     (status = 200, description = "The entry was updated.", body = Written,
@@ -220,9 +216,7 @@ pub(crate) async fn put(
 /// Deletes an entry, whoever owns it.
 #[utoipa::path(delete, path = "/v1/networks/{network}/tables/{table}/entries/{key}", tag = "entries",
     operation_id = "deleteEntry",
-    params(OfEntry, ("If-Match" = Option<String>, Header,
-        description = "Entity tags: the entry is deleted when it has one of these versions; `*` when it is there.",
-        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#)),
+    params(OfEntry, IfMatch),
     responses(
     (status = 204, description = "The entry was deleted."),
     (status = 404, response = Problem), (status = 409, response = Problem), (status = 412, response = Problem),
@@ -266,15 +260,16 @@ fn write_of(names: OfEntry, action: WriteAction) -> Write {
 /// Reads a value, as it is or out of JSON.
 async fn value_of(request: Request, is_raw: bool) -> Result<Bytes, Problem> {
     let media_type = media_type(request.headers());
-    if is_raw || media_type == RAW {
-        return extract::read(request, BODY_BYTES_MAX).await;
-    }
-    if media_type != "application/json" {
+    let is_raw = is_raw || media_type == RAW;
+    if !is_raw && media_type != "application/json" {
         return Err(Problem::media_type(format!(
             "the body must be application/json or {RAW}"
         )));
     }
-    let body = extract::read(request, BODY_BYTES_MAX).await?;
+    let body = read(request.into_body(), BODY_BYTES_MAX).await?;
+    if is_raw {
+        return Ok(body);
+    }
     parse::<NewValue>(&body).map(|body| body.value.0)
 }
 

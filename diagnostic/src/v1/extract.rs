@@ -1,31 +1,26 @@
 //! How requests become typed values: paths, queries, bodies and conditions, each refused with a problem.
 
-use std::time::Duration;
-
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use axum::http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH};
 use axum::http::request::Parts;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 use networkdb::{Key, NetworkId, TableName, VersionTag};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
-use tokio::time::timeout;
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::problem::Problem;
+use crate::upload::{media_type, read};
 use crate::value;
 
 /// Largest body of a request about one thing: room for a value of 1 MiB in base64.
 pub(crate) const BODY_BYTES_MAX: usize = 2 << 20;
 /// Largest body of a batch.
 pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
-/// How long a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A network in the path.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -108,18 +103,9 @@ impl<T: DeserializeOwned, S: Send + Sync, const MAX: usize> FromRequest<S> for J
         if media_type(request.headers()) != "application/json" {
             return Err(Problem::media_type("the body must be application/json"));
         }
-        let body = read(request, MAX).await?;
+        let body = read(request.into_body(), MAX).await?;
         parse(&body).map(Self)
     }
-}
-
-/// Returns the media type of a body, without its parameters, in lower case; empty when it has none.
-pub(crate) fn media_type(headers: &HeaderMap) -> String {
-    let value = headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let media_type = value.and_then(|value| value.split(';').next());
-    media_type.unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Reads JSON: what is none is a bad request, what has the wrong shape is told apart from that.
@@ -128,22 +114,6 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         Category::Data => Problem::shape(error),
         Category::Io | Category::Syntax | Category::Eof => Problem::bad_request(error),
     })
-}
-
-/// Reads a body.
-pub(crate) async fn read(request: Request, bytes_max: usize) -> Result<Bytes, Problem> {
-    let body = Limited::new(request.into_body(), bytes_max).collect();
-    match timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large(format!(
-            "the body is larger than {bytes_max} bytes"
-        ))),
-        Ok(Err(error)) => Err(Problem::bad_request(error)),
-        Err(_) => Err(Problem::timeout(format!(
-            "{} seconds have passed",
-            BODY_TIMEOUT.as_secs()
-        ))),
-    }
 }
 
 /// A value as JSON carries it.
@@ -215,6 +185,42 @@ impl<S: Send + Sync> FromRequestParts<S> for Condition {
             )),
         }
     }
+}
+
+/// What makes a write conditional.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what Condition reads")]
+pub(crate) struct IfMatch {
+    /// Entity tags: the entry is written when it has one of these versions; `*` when it is there.
+    #[param(
+        rename = "If-Match",
+        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#
+    )]
+    if_match: Option<String>,
+}
+
+/// What makes a write create only.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what Condition reads")]
+pub(crate) struct IfAbsent {
+    /// `*`: the entry is created, or refused when it is there.
+    #[param(rename = "If-None-Match", pattern = r"^\*$")]
+    if_none_match: Option<String>,
+}
+
+/// What a client has already.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what tags reads")]
+pub(crate) struct IfNoneMatch {
+    /// Entity tags that the client has: with one of them it is told that nothing has changed.
+    #[param(
+        rename = "If-None-Match",
+        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#
+    )]
+    if_none_match: Option<String>,
 }
 
 /// One entity tag of a condition.

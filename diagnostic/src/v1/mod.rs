@@ -34,7 +34,7 @@ mod watch;
 
 use crate::connections::Stop;
 use extract::{Nothing, Params};
-use problem::Problem;
+pub(crate) use problem::Problem;
 
 /// What handlers need.
 #[derive(Clone, Debug)]

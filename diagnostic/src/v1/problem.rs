@@ -8,6 +8,8 @@ use networkdb::{NetworkError, NetworkId, WriteError};
 use serde::Serialize;
 use utoipa::{ToResponse, ToSchema};
 
+use crate::upload::UploadError;
+
 /// The media type of a problem document.
 const PROBLEM: &str = "application/problem+json";
 
@@ -21,7 +23,7 @@ const RETRY_SECONDS: &str = "5";
     content_type = "application/problem+json"
 )]
 pub(crate) struct Problem {
-    /// Names the kind of problem, for programs: a URN.
+    /// Names the kind of problem, for programs: a URN, or `about:blank` when the status says all.
     #[serde(rename = "type")]
     kind: &'static str,
     /// The kind of problem in words.
@@ -101,6 +103,17 @@ impl Problem {
         closed, SERVICE_UNAVAILABLE, "closed", "The node is closed";
     }
 
+    /// Says why a request did not get as far as an endpoint.
+    pub(crate) fn refused(status: StatusCode, detail: String) -> Self {
+        Self {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or_default(),
+            status: status.as_u16(),
+            detail,
+            failures: Vec::new(),
+        }
+    }
+
     /// Says of a network that this node is not attached to it.
     pub(crate) fn no_network(network: &NetworkId) -> Self {
         Self::not_attached(format!(
@@ -143,6 +156,16 @@ impl From<WriteError> for Problem {
             WriteError::NotOwner { .. } => Self::not_owner(error),
             WriteError::Full { .. } => Self::limit(error),
             WriteError::Closed | _ => Self::closed(error),
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(error: UploadError) -> Self {
+        match error {
+            UploadError::TooLarge { .. } => Self::too_large(error),
+            UploadError::TooSlow => Self::timeout(error),
+            UploadError::Broken(_) => Self::bad_request(error),
         }
     }
 }

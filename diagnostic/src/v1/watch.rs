@@ -29,7 +29,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Base64, Names, OfNetwork, OfTable, Params};
 use super::problem::Problem;
-use super::{Api, Stopped};
+use super::{Api, Stopped, networks};
 
 /// Watches at the same time; further ones are refused.
 pub(crate) const WATCHES_MAX: usize = 200;
@@ -50,6 +50,16 @@ pub(crate) struct How {
     /// `false` ends the stream after the snapshot.
     #[param(default = true)]
     follow: Option<bool>,
+}
+
+/// Where the client was.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes what last_event reads")]
+pub(crate) struct LastEvent {
+    /// The id of the last event that the client has got.
+    #[param(rename = "Last-Event-ID", max_length = 128)]
+    last_event_id: Option<String>,
 }
 
 /// An event of a stream.
@@ -359,8 +369,7 @@ fn last_event(headers: &HeaderMap, scope: u64) -> Result<(Option<Position>, bool
 
 /// Watches everything: all networks that this node is attached to, and the members of the cluster.
 #[utoipa::path(get, path = "/v1/watch", tag = "watch", operation_id = "watch",
-    params(How, ("Last-Event-ID" = Option<String>, Header, max_length = 128,
-        description = "The id of the last event that the client has got.")),
+    params(How, LastEvent),
     responses((status = 200, body = ServerEvent, content_type = "text/event-stream",
         description = "Server-sent events: `snapshot` (Change), `synced`, `create`, `update`, `delete` (Change), `lost` (LostEntry), `member` (MemberChange), `resync`."))
 )]
@@ -377,12 +386,11 @@ pub(crate) async fn everything(
     open(api, filter, &how, uri.path(), &headers).await
 }
 
-/// Watches a network, also one that this node will be attached to later.
+/// Watches a network. Should this node leave it, the watch goes on and tells when it is back.
 #[utoipa::path(get, path = "/v1/networks/{network}/watch", tag = "watch", operation_id = "watchNetwork",
-    params(OfNetwork, How, ("Last-Event-ID" = Option<String>, Header, max_length = 128,
-        description = "The id of the last event that the client has got.")),
+    params(OfNetwork, How, LastEvent),
     responses((status = 200, body = ServerEvent, content_type = "text/event-stream",
-        description = "Server-sent events, as of `/v1/watch` but for `member`."))
+        description = "Server-sent events, as of `/v1/watch` but for `member`."), (status = 404, response = Problem))
 )]
 pub(crate) async fn network(
     State(api): State<Api>,
@@ -391,6 +399,7 @@ pub(crate) async fn network(
     Params(how): Params<How>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    networks::check(&api.db, &names.network)?;
     let filter = WatchFilter {
         network: Some(names.network),
         ..WatchFilter::default()
@@ -401,10 +410,9 @@ pub(crate) async fn network(
 /// Watches a table, also one that will be written to later.
 #[utoipa::path(get, path = "/v1/networks/{network}/tables/{table}/watch", tag = "watch",
     operation_id = "watchTable",
-    params(OfTable, How, ("Last-Event-ID" = Option<String>, Header, max_length = 128,
-        description = "The id of the last event that the client has got.")),
+    params(OfTable, How, LastEvent),
     responses((status = 200, body = ServerEvent, content_type = "text/event-stream",
-        description = "Server-sent events, as of `/v1/watch` but for `member`."))
+        description = "Server-sent events, as of `/v1/watch` but for `member`."), (status = 404, response = Problem))
 )]
 pub(crate) async fn table(
     State(api): State<Api>,
@@ -413,6 +421,7 @@ pub(crate) async fn table(
     Params(how): Params<How>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    networks::check(&api.db, &names.network)?;
     let filter = WatchFilter {
         network: Some(names.network),
         table: Some(names.table),
