@@ -32,6 +32,7 @@
 mod access;
 mod audit;
 mod body;
+mod client;
 mod cluster;
 mod connections;
 mod entries;
@@ -53,9 +54,10 @@ mod value;
 mod web;
 
 pub use access::{Access, TokenError, Tokens};
+pub use client::{Answer, Client, ClientError, ClientFileError};
 pub use failure::Failure;
 pub use params::Params;
 pub use reply::Reply;
 pub use routes::{PathTaken, Request, Route, Routes};
 pub use server::{BindError, Running, Server};
-pub use tls::{Tls, TlsError, TlsFiles};
+pub use tls::{ClientFiles, Tls, TlsError, TlsFiles};

@@ -1,4 +1,4 @@
-//! Connections in TLS: the certificate of the server, and those that clients have to bring.
+//! Connections in TLS: the certificate of the server, those that clients have to bring, and how our own client does.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 
 /// How a server speaks TLS.
 #[derive(Clone)]
@@ -25,6 +25,15 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The roots of which clients have to bring a certificate; none lets every client in.
     pub client_roots: Option<PathBuf>,
+}
+
+/// The files that a client needs, all PEM.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ClientFiles {
+    /// The roots of which the server has to bring a certificate.
+    pub roots: PathBuf,
+    /// The client's certificate and its private key, for a server that asks for them.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// TLS cannot be set up.
@@ -63,19 +72,12 @@ impl Tls {
         let builder = match &files.client_roots {
             None => builder.with_no_client_auth(),
             Some(path) => {
-                let mut roots = RootCertStore::empty();
-                for certificate in certificates(path)? {
-                    roots.add(certificate)?;
-                }
-                let roots = Arc::new(roots);
+                let roots = Arc::new(roots(path)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
                 builder.with_client_cert_verifier(verifier.build()?)
             }
         };
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::File {
-            path: files.key.clone(),
-            source,
-        })?;
+        let key = private_key(&files.key)?;
         let mut config = builder.with_single_cert(certificates(&files.certificate)?, key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -87,6 +89,32 @@ impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls").finish_non_exhaustive()
     }
+}
+
+/// Reads the files of a client.
+pub(crate) fn client_config(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots(&files.roots)?);
+    let Some((certificate, key)) = &files.identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    Ok(builder.with_client_auth_cert(certificates(certificate)?, private_key(key)?)?)
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|source| TlsError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

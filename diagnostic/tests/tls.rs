@@ -1,18 +1,12 @@
 //! A server that speaks TLS and asks for certificates.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use diagnostic::{Running, Server, Tls, TlsError, TlsFiles};
+use diagnostic::{Client, ClientError, ClientFiles, Running, Server, Tls, TlsError, TlsFiles};
 use networkdb::node::{NetworkDb, NodeConfig};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// A root that signs, and the files that it has made.
 struct Authority {
@@ -70,37 +64,15 @@ async fn ask(
     server: &Running,
     authority: &Authority,
     with: Option<&str>,
-) -> std::io::Result<String> {
-    let mut roots = RootCertStore::empty();
-    let certificate = |path: &Path| CertificateDer::from_pem_file(path).expect("a certificate");
-    roots
-        .add(certificate(&authority.path("root")))
-        .expect("a root");
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots);
-    let config = match with {
-        None => config.with_no_client_auth(),
-        Some(name) => {
-            let chain = vec![certificate(&authority.path(&format!("{name}.cert")))];
-            let key = PrivateKeyDer::from_pem_file(authority.path(&format!("{name}.key")));
-            config
-                .with_client_auth_cert(chain, key.expect("a key"))
-                .expect("they fit")
-        }
+) -> Result<String, ClientError> {
+    let file = |name: &str, end| authority.path(&format!("{name}.{end}"));
+    let files = ClientFiles {
+        roots: authority.path("root"),
+        identity: with.map(|name| (file(name, "cert"), file(name, "key"))),
     };
-    let stream = TcpStream::connect(server.local_addr()).await?;
-    let name = ServerName::try_from("localhost").expect("a name");
-    let mut stream = TlsConnector::from(Arc::new(config))
-        .connect(name, stream)
-        .await?;
-    let request = b"GET /ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-    stream.write_all(request).await?;
-    let mut reply = String::new();
-    stream.read_to_string(&mut reply).await?;
-    Ok(reply)
+    let client = Client::new("localhost", server.local_addr().port());
+    let client = client.with_tls(&files).expect("the files fit");
+    Ok(client.get("/ready").await?.text())
 }
 
 #[tokio::test]
