@@ -20,6 +20,8 @@ use utoipa_axum::routes;
 
 #[expect(unused_qualifications, reason = "written by a macro of utoipa")]
 mod batch;
+#[expect(unused_qualifications, reason = "written by a macro of utoipa")]
+mod consistency;
 mod document;
 #[expect(unused_qualifications, reason = "written by a macro of utoipa")]
 mod entries;
@@ -42,6 +44,8 @@ pub(crate) struct Api {
     db: NetworkDb,
     /// Places for watches.
     watches: Arc<Semaphore>,
+    /// Places for checks of a network.
+    checks: Arc<Semaphore>,
     stopped: Stopped,
     document: Bytes,
 }
@@ -82,6 +86,7 @@ pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
     let api = Api {
         db: db.clone(),
         watches: Arc::new(Semaphore::new(watch::WATCHES_MAX)),
+        checks: Arc::new(Semaphore::new(consistency::CHECKS_MAX)),
         stopped,
         document: document.expect("the document is JSON").into(),
     };
@@ -111,6 +116,7 @@ fn routes() -> OpenApiRouter<Api> {
         .route_layer(from_fn(no_query));
     let with_query = OpenApiRouter::with_openapi(document::base())
         .routes(routes!(page::list))
+        .routes(routes!(consistency::check))
         .routes(routes!(entries::get, entries::put, entries::delete))
         .routes(routes!(watch::everything))
         .routes(routes!(watch::network))

@@ -130,7 +130,7 @@ impl Sync {
 }
 
 /// Returns the digest of a network as text.
-fn digest_of(db: &NetworkDb, network: &NetworkId) -> Result<String, Problem> {
+pub(crate) fn digest_of(db: &NetworkDb, network: &NetworkId) -> Result<String, Problem> {
     let digest = db.digest(network);
     let digest = digest.ok_or_else(|| Problem::no_network(network))?;
     Ok(format!("{:032x}", digest.0))
