@@ -8,12 +8,13 @@
 //! * [`node`] is what programs embed: sockets, the clock and the handle [`node::NetworkDb`] (feature `node`).
 //! * [`engine`] is the protocol without any I/O: plain inputs and outputs, time as an argument.
 //! * [`wire`] turns bytes into checked types and seals datagrams and streams.
-//! * [`id`], [`config`], [`keyring`] and [`stats`] are what their names say.
+//! * [`id`], [`config`], [`keyring`], [`stats`] and [`histogram`] are what their names say.
 //!
 //! `docs/ALGORITHM.md` states the rules, `docs/ARCHITECTURE.md` says where to change what.
 
 pub mod config;
 pub mod engine;
+pub mod histogram;
 pub mod id;
 pub mod keyring;
 #[cfg(feature = "node")]
@@ -24,6 +25,7 @@ pub mod wire;
 
 pub use config::{CheckedConfig, Config, ConfigError};
 pub use engine::{NetworkError, WriteError};
+pub use histogram::Histogram;
 pub use id::{
     Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName, Version,
     VersionTag,

@@ -47,6 +47,24 @@ pub struct Stats {
     pub events_received: u64,
     /// Table events received by push that changed nothing.
     pub events_stale: u64,
+    /// Creates written here that changed what is held.
+    pub local_creates: u64,
+    /// Updates written here that changed what is held.
+    pub local_updates: u64,
+    /// Deletes written here that changed what is held.
+    pub local_deletes: u64,
+    /// Creates received by push that changed what is held.
+    pub pushed_creates: u64,
+    /// Updates received by push that changed what is held.
+    pub pushed_updates: u64,
+    /// Deletes received by push that changed what is held.
+    pub pushed_deletes: u64,
+    /// Creates received in syncs that changed what is held.
+    pub synced_creates: u64,
+    /// Updates received in syncs that changed what is held.
+    pub synced_updates: u64,
+    /// Deletes received in syncs that changed what is held.
+    pub synced_deletes: u64,
     /// Events about nodes and attachments that were received again within a second.
     pub events_repeated: u64,
     /// Table events pushed as their owner, counted once a peer.

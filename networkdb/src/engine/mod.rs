@@ -42,6 +42,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::config::CheckedConfig;
 pub use crate::config::Rule;
+use crate::histogram::Histogram;
 use crate::id::{Generation, LamportTime, NetworkId, NodeId};
 use crate::stats::Stats;
 use crate::wire::{self, Message};
@@ -198,6 +199,7 @@ pub struct Engine {
     rng: StdRng,
     outputs: VecDeque<Output>,
     stats: Stats,
+    convergence: Histogram,
     health: health::Health,
     watching: bool,
 }
@@ -241,6 +243,7 @@ impl Engine {
             rng,
             outputs: VecDeque::new(),
             stats: Stats::default(),
+            convergence: Histogram::default(),
             health: health::Health::default(),
             watching: false,
             config,

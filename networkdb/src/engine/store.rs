@@ -203,6 +203,7 @@ impl Engine {
                     owner,
                     tombstone: record.version.tombstone,
                 };
+                self.count_change(record.kind, source);
                 self.applied(record, change);
                 self.push_written(record, table, written, source, now);
                 self.touch(&record.network, now);
@@ -307,6 +308,22 @@ impl Engine {
             }
         }
         applied
+    }
+
+    fn count_change(&mut self, kind: WriteKind, source: Source) {
+        let stats = &mut self.stats;
+        let count = match (source, kind) {
+            (Source::Local, WriteKind::Create) => &mut stats.local_creates,
+            (Source::Local, WriteKind::Update) => &mut stats.local_updates,
+            (Source::Local, WriteKind::Delete) => &mut stats.local_deletes,
+            (Source::Push, WriteKind::Create) => &mut stats.pushed_creates,
+            (Source::Push, WriteKind::Update) => &mut stats.pushed_updates,
+            (Source::Push, WriteKind::Delete) => &mut stats.pushed_deletes,
+            (Source::Sync, WriteKind::Create) => &mut stats.synced_creates,
+            (Source::Sync, WriteKind::Update) => &mut stats.synced_updates,
+            (Source::Sync, WriteKind::Delete) => &mut stats.synced_deletes,
+        };
+        *count += 1;
     }
 
     /// Tells watchers, and the node whose entry was taken over, of a record that was written.

@@ -19,6 +19,7 @@ use super::progress::Progress;
 use super::session::Sync;
 use super::stream::{Purpose, Stream};
 use super::{Engine, Output, TimerKind};
+use crate::histogram::Histogram;
 use crate::id::{NetworkId, NodeId};
 use crate::wire::Message;
 
@@ -31,6 +32,9 @@ const FEED_HOLDS: Duration = Duration::from_secs(3);
 const ACTIVE_FEED_HOLDS: Duration = Duration::from_secs(10);
 /// A feed that has carried nothing for so long stands still.
 const FEED_STILL: Duration = Duration::from_secs(1);
+
+/// How soon after the last change a peer's digest tells how long it took until the peer had it.
+const CONFIRMED_SOON: Duration = Duration::from_millis(100);
 
 /// What a network keeps to decide when to sync.
 #[derive(Debug, Default)]
@@ -50,6 +54,10 @@ pub(crate) struct NetworkSync {
     looks_again: bool,
     /// Since when a difference is left to feeds.
     differs_since: Option<Instant>,
+    /// When the first change was made that no peer is known to have.
+    unconfirmed_since: Option<Instant>,
+    /// Since when a peer is known to hold something else.
+    different_since: Option<Instant>,
     /// How far the first sync is.
     pub progress: Progress,
 }
@@ -61,6 +69,26 @@ impl NetworkSync {
 }
 
 impl Engine {
+    /// Returns how long changes took until a peer was known to hold them, and everything else of their network.
+    ///
+    /// Counted from the first change that no peer had confirmed, when a digest or a sync confirms it: digests follow a change
+    /// after `digest_delay`, so this is an upper bound. What is confirmed much later by chance is not counted.
+    #[must_use]
+    pub fn convergence(&self) -> &Histogram {
+        &self.convergence
+    }
+
+    /// Tells for each network for how long a peer has been known to hold something else; zero when none is.
+    pub fn differing(&self, now: Instant) -> impl Iterator<Item = (&NetworkId, Duration)> {
+        self.networks.iter().map(move |(network, local)| {
+            // Nobody is left who could confirm.
+            let is_alone = self.roster.attached(network).len() < 2;
+            let since = local.sync.different_since.filter(|_| !is_alone);
+            let differs_for = since.map(|since| now.saturating_duration_since(since));
+            (network, differs_for.unwrap_or_default())
+        })
+    }
+
     /// Notes that a network has changed, so that its digest goes out when it is quiet.
     pub(crate) fn touch(&mut self, network: &NetworkId, now: Instant) {
         let after = self.config.digest_delay;
@@ -68,6 +96,7 @@ impl Engine {
             return;
         };
         local.sync.touched = Some(now);
+        local.sync.unconfirmed_since.get_or_insert(now);
         if !local.sync.digest_timer_set {
             local.sync.digest_timer_set = true;
             self.set_timer(after, TimerKind::Digest(network.clone()));
@@ -153,14 +182,36 @@ impl Engine {
         if local.tables.digest() == digest {
             local.sync.differs_since = None;
             self.stats.digests_equal += 1;
+            self.confirmed(network, false, now);
             return;
         }
         self.stats.digests_different += 1;
+        local.sync.different_since.get_or_insert(now);
         let addr = self.roster.addr(node);
         if let Some(addr) = addr.filter(|_| self.attachments.is_attached(network, node))
             && !self.will_be_equal(network, now)
         {
             self.start_sync(network, addr, now);
+        }
+    }
+
+    /// Notes that a peer holds what this node does. How long that took is known when the peer says so soon after the last
+    /// change, or when it held something else just before; otherwise it may have been equal for long.
+    fn confirmed(&mut self, network: &NetworkId, did_differ: bool, now: Instant) {
+        let Some(local) = self.networks.get_mut(network) else {
+            return;
+        };
+        let was_different = local.sync.different_since.take().is_some() || did_differ;
+        let Some(since) = local.sync.unconfirmed_since.take() else {
+            return;
+        };
+        let quiet = local
+            .sync
+            .touched
+            .map(|touched| now.saturating_duration_since(touched));
+        if was_different || quiet.is_some_and(|quiet| quiet <= CONFIRMED_SOON) {
+            let lag = now.saturating_duration_since(since);
+            self.convergence.observe(lag);
         }
     }
 
@@ -289,6 +340,7 @@ impl Engine {
     pub(crate) fn sync_ended(&mut self, sync: &Sync, is_done: bool, now: Instant) {
         if is_done {
             self.stats.syncs_completed += 1;
+            self.confirmed(&sync.network, true, now);
             if let Some(local) = self.networks.get_mut(&sync.network) {
                 local.sync.differs_since = None;
                 local.sync.first_synced.get_or_insert(now);

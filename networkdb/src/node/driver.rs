@@ -17,11 +17,12 @@ use super::history::{History, Position};
 use super::report::{Report, log_progress};
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
-use super::{NodeStatus, Refusals, StopReason};
+use super::{NodeStatus, Refusals, StopReason, Timings};
 use crate::engine::{
     Accepted, Engine, Input, InspectToken, Inspected, JoinProgress, JoinToken, MemberStatus,
     NetworkError, NetworkStats, Output, Persistent, StreamId, Timer, Write, WriteError,
 };
+use crate::histogram::Histogram;
 use crate::id::{NetworkId, NodeId};
 use crate::keyring::Keyring;
 use crate::stats::Stats;
@@ -42,6 +43,8 @@ pub(crate) enum Event {
     Datagram {
         from: SocketAddr,
         datagram: Bytes,
+        /// When it was received.
+        at: Instant,
     },
     StreamAccepted {
         stream: StreamId,
@@ -51,6 +54,8 @@ pub(crate) enum Event {
     StreamFrame {
         stream: StreamId,
         payload: Bytes,
+        /// When it was received.
+        at: Instant,
         /// Given back when the engine has handled the frame.
         permit: OwnedSemaphorePermit,
     },
@@ -89,6 +94,7 @@ pub(crate) enum Command {
         oneshot::Sender<Result<Inspected, String>>,
     ),
     Stats(oneshot::Sender<Stats>),
+    Timings(oneshot::Sender<Timings>),
     Status(oneshot::Sender<NodeStatus>),
     Members(oneshot::Sender<Vec<MemberStatus>>),
     Close(oneshot::Sender<()>),
@@ -133,6 +139,7 @@ pub(crate) struct State {
     networks: BTreeMap<NetworkId, Vec<oneshot::Sender<Result<(), NetworkError>>>>,
     watchers: Vec<Watcher>,
     sent: Stats,
+    applying: Histogram,
 }
 
 /// Reads the clock, for this crate's node and for nothing else.
@@ -310,6 +317,7 @@ impl Driver {
                 engine.inspect(&network, &peer, token, now);
             }
             Command::Stats(to) => reply(to, self.stats()),
+            Command::Timings(to) => reply(to, self.timings(now)),
             Command::Status(to) => reply(to, self.status(now)),
             Command::Members(to) => reply(to, engine.members()),
             Command::Close(to) => reply(to, ()),
@@ -325,6 +333,15 @@ impl Driver {
             is_sealed: self.context.keyring.read().is_some(),
             health_score: self.engine.health_score(),
             uptime: self.engine.uptime(now),
+        }
+    }
+
+    fn timings(&self, now: Instant) -> Timings {
+        let differing = self.engine.differing(now);
+        Timings {
+            applying: self.state.applying,
+            convergence: *self.engine.convergence(),
+            differing: differing.map(|(id, since)| (id.clone(), since)).collect(),
         }
     }
 
@@ -349,8 +366,8 @@ impl Driver {
 
     fn event(&mut self, event: Event) {
         let input = match event {
-            Event::Datagram { from, datagram } => {
-                self.datagram(from, &datagram);
+            Event::Datagram { from, datagram, at } => {
+                self.datagram(from, &datagram, at);
                 return;
             }
             Event::StreamAccepted {
@@ -364,12 +381,12 @@ impl Driver {
             Event::StreamFrame {
                 stream,
                 payload,
+                at,
                 permit,
             } => {
                 self.state.sent.frames_received += 1;
                 self.state.sent.frame_bytes_received += payload.len() as u64;
-                let input = Input::StreamFrame { stream, payload };
-                self.engine.handle(input, now());
+                self.apply(Input::StreamFrame { stream, payload }, at);
                 drop(permit);
                 return;
             }
@@ -382,7 +399,18 @@ impl Driver {
         self.engine.handle(input, now());
     }
 
-    fn datagram(&mut self, from: SocketAddr, datagram: &[u8]) {
+    /// Hands what other nodes have sent to the engine; notes how long records took from the socket until readers see them.
+    fn apply(&mut self, input: Input, received: Instant) {
+        let records = |stats: &Stats| stats.events_received + stats.sync_records_received;
+        let before = records(self.engine.stats());
+        self.engine.handle(input, now());
+        if records(self.engine.stats()) > before {
+            let took = now().saturating_duration_since(received);
+            self.state.applying.observe(took);
+        }
+    }
+
+    fn datagram(&mut self, from: SocketAddr, datagram: &[u8], received: Instant) {
         let opened = self.seal.open(datagram, from, now(), super::random_bytes);
         let opened = match opened {
             Ok(opened) => opened,
@@ -399,7 +427,7 @@ impl Driver {
             self.count_sent(sent, reply.len());
         }
         for payload in opened.payloads {
-            self.engine.handle(Input::Datagram { payload }, now());
+            self.apply(Input::Datagram { payload }, received);
         }
     }
 

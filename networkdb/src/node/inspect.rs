@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::driver::Command;
 use super::{Closed, NetworkDb};
 use crate::engine::{Digest, MemberStatus, TableStats};
+use crate::histogram::Histogram;
 use crate::id::{Generation, NetworkId, TableName};
 
 /// What a node tells of itself.
@@ -26,7 +27,23 @@ pub struct NodeStatus {
     pub uptime: Duration,
 }
 
+/// How long things take on a node, and how long its networks have differed from what peers hold.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Timings {
+    /// From the moment records arrived at a socket until they are readable here; once for each datagram or frame.
+    pub applying: Histogram,
+    /// From a change until a peer was known to hold the same; see [`crate::engine::Engine::convergence`].
+    pub convergence: Histogram,
+    /// For how long a peer has been known to hold something else of a network, sorted by network; zero when none is.
+    pub differing: Vec<(NetworkId, Duration)>,
+}
+
 impl NetworkDb {
+    /// Returns how long things take on this node.
+    pub async fn timings(&self) -> Result<Timings, Closed> {
+        self.ask(Command::Timings).await
+    }
+
     /// Returns what the node tells of itself.
     pub async fn status(&self) -> Result<NodeStatus, Closed> {
         self.ask(Command::Status).await

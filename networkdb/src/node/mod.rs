@@ -39,7 +39,7 @@ pub use crate::engine::{
 pub use address::{AdvertiseError, GOSSIP_PORT, resolve};
 pub use check::{CheckError, CheckOutcome, PeerCheck};
 pub use history::{HISTORY_BYTES, HISTORY_EVENTS, Position, PositionError};
-pub use inspect::NodeStatus;
+pub use inspect::{NodeStatus, Timings};
 pub use start::StartError;
 pub use state_dir::StateDirError;
 pub use table::TableHandle;

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::driver::Event;
+use super::driver::{Event, now};
 use crate::engine::StreamId;
 use crate::keyring::Keyring;
 use crate::wire::frame::{HELLO_BYTES, Hello, SealError, StreamSeal};
@@ -230,6 +230,7 @@ async fn read(
         let frame = Event::StreamFrame {
             stream: id,
             payload,
+            at: now(),
             permit,
         };
         if context.events.send(frame).await.is_err() {

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use super::driver::Event;
+use super::driver::{Event, now};
 
 /// Buffers asked of the kernel; it gives what `net.core.rmem_max` and `wmem_max` allow.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -40,7 +40,12 @@ pub(crate) async fn receive(
             continue;
         };
         let datagram = Bytes::copy_from_slice(&buffer[..bytes]);
-        match events.try_send(Event::Datagram { from, datagram }) {
+        let event = Event::Datagram {
+            from,
+            datagram,
+            at: now(),
+        };
+        match events.try_send(event) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => lost.count(),
             Err(TrySendError::Closed(_)) => return,

@@ -478,3 +478,35 @@ fn an_unreadable_frame_ends_its_stream_and_one_that_does_not_belong_there_is_ski
     assert_eq!(rig.engine.stats().refused_malformed, 1);
     assert!(matches!(rig.outputs()[..], [Output::CloseStream { .. }]));
 }
+
+#[test]
+fn a_change_is_confirmed_soon_and_a_difference_is_seen_until_it_has_gone() {
+    let mut net = pair(1, 1);
+    let counted = net.engines[1].convergence().count();
+    let differs = |net: &Net, node: usize| {
+        let engine = &net.engines[node];
+        let found = engine.differing(net.now).map(|(_, since)| since).max();
+        found.expect("a network")
+    };
+    // Everything that is heard soon after a change says how long it took.
+    net.create(0, "t0", "told", b"v");
+    net.run(1_000);
+    net.assert_equal();
+    assert!(net.engines[1].convergence().count() > counted);
+    let before = *net.engines[1].convergence();
+    // What was equal long before somebody says so does not count.
+    net.run(30_000);
+    net.engines[0].announce_digest(&network(), &[addr(1)]);
+    net.run(100);
+    assert_eq!(*net.engines[1].convergence(), before);
+    // A difference does, from the change to the end of the sync. Nothing arrives for the first 100 ms.
+    differ(&mut net, 1, "t0", &["kept"], b"v");
+    assert_eq!(differs(&net, 1), Duration::ZERO);
+    net.engines[0].announce_digest(&network(), &[addr(1)]);
+    net.run(1_000);
+    net.assert_equal();
+    let after = *net.engines[1].convergence();
+    assert_eq!(after.count(), before.count() + 1);
+    assert!(after.sum() - before.sum() >= Duration::from_millis(100));
+    assert_eq!(differs(&net, 1), Duration::ZERO);
+}
