@@ -23,7 +23,7 @@
 //! by gossip, a moment later. Reads never ask another node.
 //!
 //! Under `/v1/` is an API with statuses of HTTP: node, members, networks, tables, entries (by page, on the condition of a
-//! version, in batches) and watches as server-sent events. `/v1/openapi.json` describes it.
+//! version, in batches) and watches as server-sent events. `/v1/openapi.json` describes it. `/metrics` is for Prometheus.
 //!
 //! Other layers mount their own paths through [`Routes`], before or while the server runs. Limits answer with their own
 //! status (400, 408, 413, 414, 431), and so does [`Access`] (401, 403): what is asked of whoever is not on this machine, and
@@ -39,6 +39,7 @@ mod entries;
 mod failure;
 mod json;
 mod listing;
+mod metrics;
 mod params;
 mod patience;
 mod places;

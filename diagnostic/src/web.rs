@@ -3,6 +3,7 @@
 use axum::Router;
 use networkdb::node::NetworkDb;
 
+use crate::metrics;
 use crate::v1::{self, Stopped};
 
 /// Returns true for a path that the router answers.
@@ -20,7 +21,7 @@ pub(crate) fn is_page(path: &str) -> bool {
 
 /// Makes the router of a node.
 pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
-    v1::router(db, stopped)
+    v1::router(db, stopped).merge(metrics::router(db))
 }
 
 #[cfg(test)]

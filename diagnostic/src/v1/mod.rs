@@ -74,7 +74,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
 }
 
 /// Does what takes long, because it looks at every entry, where it keeps no other request waiting.
-async fn walking<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn walking<T: Send + 'static>(walk: impl FnOnce() -> T + Send + 'static) -> T {
     let walked = tokio::task::spawn_blocking(walk).await;
     walked.expect("a walk does not panic, and nobody aborts it")
 }
