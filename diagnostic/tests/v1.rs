@@ -120,6 +120,27 @@ async fn a_write_names_the_version_that_it_may_replace() {
 }
 
 #[tokio::test]
+async fn a_value_is_taken_as_it_is_unless_it_says_that_it_is_json() {
+    let rig = Rig::start().await;
+    let target = format!("{ENTRIES}/k?raw");
+    let form = "Content-Type: application/x-www-form-urlencoded\r\n";
+    let written = rig.ask("PUT", &target, form, "a=b").await;
+    assert_eq!(written.status, 201, "{}", written.body);
+    assert_eq!(rig.ask("GET", &target, "", "").await.body, "a=b");
+    let json_body = "Content-Type: application/json\r\n";
+    rig.ask("PUT", &target, json_body, "a=b")
+        .await
+        .is_problem(400);
+    let written = rig
+        .ask("PUT", &target, json_body, r#"{"value": "Yw=="}"#)
+        .await;
+    assert_eq!(written.status, 200, "{}", written.body);
+    assert_eq!(rig.ask("GET", &target, "", "").await.body, "c");
+    let target = format!("{ENTRIES}/k");
+    rig.ask("PUT", &target, form, "a=b").await.is_problem(415);
+}
+
+#[tokio::test]
 async fn names_of_any_kind_are_keys_and_every_page_follows_the_last() {
     let rig = Rig::start().await;
     let names = ["a%2Fb", "%2E%2E", "%3Cscript%3E", "%C3%A9%20%25", "zz"];

@@ -14,8 +14,7 @@ use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, 
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::extract::{
-    BODY_BYTES_MAX, Base64, Condition, IfAbsent, IfMatch, IfNoneMatch, Names, OfEntry, Params,
-    parse, tags,
+    BODY_BYTES_MAX, Base64, Condition, IfNoneMatch, Names, OfEntry, Params, parse, tags,
 };
 use super::problem::Problem;
 use super::{Api, Json, networks};
@@ -29,7 +28,7 @@ const RAW: &str = "application/octet-stream";
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct AsRaw {
-    /// Sends or takes the value as it is, not as JSON; `?raw` is enough.
+    /// Sends the value as it is, not as JSON, and takes any body as it is but one that says it is JSON; `?raw` is enough.
     #[serde(default)]
     #[param(inline)]
     raw: Flag,
@@ -173,10 +172,13 @@ pub(crate) async fn get(
     Ok((etag, Json(Entry::from(entry))).into_response())
 }
 
-/// Writes an entry: updates or creates it, or does what the condition allows. The other nodes get it by gossip.
+/// Writes an entry: updates or creates it. The other nodes get it by gossip.
+///
+/// With the header `If-Match: "VERSION"` (or several, or `*`) it is only updated, and only while it has one of these versions;
+/// with `If-None-Match: *` it is only created. A condition that does not hold is answered with 412, and nothing is written.
 #[utoipa::path(put, path = "/v1/networks/{network}/tables/{table}/entries/{key}", tag = "entries",
     operation_id = "putEntry",
-    params(OfEntry, AsRaw, IfMatch, IfAbsent),
+    params(OfEntry, AsRaw),
     request_body(content((NewValue = "application/json"), (Raw = "application/octet-stream"))),
     responses(
     (status = 200, description = "The entry was updated.", body = Written,
@@ -214,9 +216,11 @@ pub(crate) async fn put(
 }
 
 /// Deletes an entry, whoever owns it.
+///
+/// With the header `If-Match: "VERSION"` (or several, or `*`) only while it has one of these versions, else the answer is 412.
 #[utoipa::path(delete, path = "/v1/networks/{network}/tables/{table}/entries/{key}", tag = "entries",
     operation_id = "deleteEntry",
-    params(OfEntry, IfMatch),
+    params(OfEntry),
     responses(
     (status = 204, description = "The entry was deleted."),
     (status = 404, response = Problem), (status = 409, response = Problem), (status = 412, response = Problem),
@@ -260,17 +264,17 @@ fn write_of(names: OfEntry, action: WriteAction) -> Write {
 /// Reads a value, as it is or out of JSON.
 async fn value_of(request: Request, is_raw: bool) -> Result<Bytes, Problem> {
     let media_type = media_type(request.headers());
-    let is_raw = is_raw || media_type == RAW;
-    if !is_raw && media_type != "application/json" {
+    let is_json = media_type == "application/json";
+    if !is_json && !is_raw && media_type != RAW {
         return Err(Problem::media_type(format!(
             "the body must be application/json or {RAW}"
         )));
     }
     let body = read(request.into_body(), BODY_BYTES_MAX).await?;
-    if is_raw {
-        return Ok(body);
+    if is_json {
+        return parse::<NewValue>(&body).map(|body| body.value.0);
     }
-    parse::<NewValue>(&body).map(|body| body.value.0)
+    Ok(body)
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use networkdb::{Key, NetworkId, TableName, VersionTag};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::error::Category;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{AnyOfBuilder, ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use super::problem::Problem;
@@ -135,9 +137,9 @@ impl<'de> Deserialize<'de> for Base64 {
 }
 
 impl PartialSchema for Base64 {
-    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        utoipa::openapi::ObjectBuilder::new()
-            .schema_type(utoipa::openapi::schema::Type::String)
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
             .description(Some(
                 "Bytes in base64, with padding: 1 MiB at most, 64 KiB by default.",
             ))
@@ -187,28 +189,34 @@ impl<S: Send + Sync> FromRequestParts<S> for Condition {
     }
 }
 
-/// What makes a write conditional.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "describes what Condition reads")]
-pub(crate) struct IfMatch {
-    /// Entity tags: the entry is written when it has one of these versions; `*` when it is there.
-    #[param(
-        rename = "If-Match",
-        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#
-    )]
-    if_match: Option<String>,
+/// `*`, as the document describes it.
+struct Star;
+
+impl PartialSchema for Star {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .enum_values(Some(["*"]))
+            .into()
+    }
 }
 
-/// What makes a write create only.
-#[derive(IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "describes what Condition reads")]
-pub(crate) struct IfAbsent {
-    /// `*`: the entry is created, or refused when it is there.
-    #[param(rename = "If-None-Match", pattern = r"^\*$")]
-    if_none_match: Option<String>,
+impl ToSchema for Star {}
+
+/// `*` or entity tags, as the document describes them.
+struct EntityTags;
+
+impl PartialSchema for EntityTags {
+    fn schema() -> RefOr<Schema> {
+        let tags = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(r#"^(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*$"#));
+        let either = AnyOfBuilder::new().item(Star::schema()).item(tags);
+        RefOr::T(Schema::AnyOf(either.build()))
+    }
 }
+
+impl ToSchema for EntityTags {}
 
 /// What a client has already.
 #[derive(IntoParams)]
@@ -216,11 +224,8 @@ pub(crate) struct IfAbsent {
 #[expect(dead_code, reason = "describes what tags reads")]
 pub(crate) struct IfNoneMatch {
     /// Entity tags that the client has: with one of them it is told that nothing has changed.
-    #[param(
-        rename = "If-None-Match",
-        pattern = r#"^(\*|(W/)?"[!#-~]{0,64}"(, ?(W/)?"[!#-~]{0,64}")*)$"#
-    )]
-    if_none_match: Option<String>,
+    #[param(rename = "If-None-Match", inline, required = false)]
+    if_none_match: EntityTags,
 }
 
 /// One entity tag of a condition.

@@ -25,6 +25,7 @@ mod consistency;
 mod document;
 #[expect(unused_qualifications, reason = "written by a macro of utoipa")]
 mod entries;
+#[expect(unused_qualifications, reason = "written by a macro of utoipa")]
 mod extract;
 mod networks;
 mod node;

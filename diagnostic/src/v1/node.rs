@@ -174,7 +174,7 @@ pub(crate) async fn members(State(api): State<Api>) -> Result<Json<Members>, Pro
 
 /// Joins the cluster of the members named; done when one of them has answered. Those that resolve are tried again later.
 #[utoipa::path(post, path = "/v1/join", tag = "node", operation_id = "join", request_body = Join, responses(
-    (status = 204, description = "One of the members has answered."),
+    (status = 204, description = "One of the members has answered."), (status = 409, response = Problem),
     (status = 408, response = Problem), (status = 413, response = Problem),
     (status = 415, response = Problem), (status = 422, response = Problem),
 ))]

@@ -97,8 +97,8 @@ impl Problem {
         not_owner, FORBIDDEN, "not-owner", "The key belongs to another node";
         /// There is no room for one more of them.
         busy, SERVICE_UNAVAILABLE, "busy", "There is no room for this at the moment";
-        /// None of the members answered.
-        join_failed, SERVICE_UNAVAILABLE, "join-failed", "None of the members answered";
+        /// None of the members answered: the members that were named are at fault, not this server.
+        join_failed, CONFLICT, "join-failed", "None of the members answered";
         /// The node is closed.
         closed, SERVICE_UNAVAILABLE, "closed", "The node is closed";
     }
