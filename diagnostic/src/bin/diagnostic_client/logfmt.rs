@@ -149,7 +149,7 @@ impl Line<'_> {
         let message = printable(self.message);
         let mut line = format!("\x1b[{colour}m{name}\x1b[0m[{seconds:04}] {message:<44} ");
         if let Some(error) = self.error {
-            line.push_str(&format!("\x1b[{colour}merror\x1b[0m={}", value(error)));
+            line.push_str(&format!(" \x1b[{colour}merror\x1b[0m={}", value(error)));
         }
         line.push('\n');
         line
@@ -266,8 +266,9 @@ mod tests {
             (Level::Fatal, "\x1b[31mFATA\x1b[0m[12345] "),
         ] {
             let text = line(level, "x", Some("y z")).coloured(12_345);
-            assert!(text.starts_with(start), "{text:?}");
-            assert!(text.ends_with("m=\"y z\"\n"), "{text:?}");
+            let (colour, _) = start.split_once('m').unwrap();
+            let error = format!("x{}  {colour}merror\x1b[0m=\"y z\"\n", " ".repeat(43));
+            assert_eq!(text, format!("{start}{error}"));
         }
     }
 
