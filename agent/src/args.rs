@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use networkdb::{NetworkId, NodeId};
 use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// An eventually consistent, gossip-replicated state database. Without a command it runs the demo.
 #[derive(Debug, Parser)]
@@ -131,7 +131,7 @@ pub(crate) struct AgentArgs {
 }
 
 /// Timing of the protocol.
-#[derive(Clone, Copy, Debug, Default, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Preset {
     #[default]
@@ -141,7 +141,7 @@ pub(crate) enum Preset {
 }
 
 /// Least level that is logged.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogLevel {
     Error,
@@ -153,7 +153,7 @@ pub(crate) enum LogLevel {
 }
 
 /// Form of the log lines.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum LogFormat {
     #[default]

@@ -15,6 +15,7 @@ use networkdb::{Config, Keyring, NetworkId};
 
 use crate::args::{AgentArgs, LogFormat, LogLevel, Preset};
 use crate::diagnostics::Exposed;
+use crate::shown::Shown;
 
 /// The port for gossip unless another is given.
 const GOSSIP_PORT: u16 = 7946;
@@ -31,6 +32,8 @@ pub(crate) struct Settings {
     pub(crate) diagnostic: Option<Exposed>,
     pub(crate) log_level: LogLevel,
     pub(crate) log_format: LogFormat,
+    /// The same for people to read, without secrets.
+    pub(crate) shown: Shown,
 }
 
 impl Settings {
@@ -48,6 +51,7 @@ impl Settings {
         };
         protocol.cluster = args.cluster.clone().unwrap_or(protocol.cluster);
         Ok(Self {
+            shown: Shown::of(&args),
             diagnostic: Exposed::read(&args)?,
             node: NodeConfig {
                 protocol,
@@ -82,7 +86,7 @@ fn bind_ip(wanted: Option<IpAddr>, keys: bool, insecure_gossip: bool) -> Result<
 }
 
 /// Reads a config file.
-fn read_config(path: &Path) -> Result<AgentArgs> {
+pub(crate) fn read_config(path: &Path) -> Result<AgentArgs> {
     let open = || File::open(path).and_then(read_text);
     let text = open().with_context(|| format!("cannot read config file {}", path.display()))?;
     parse_config(&text).with_context(|| format!("config file {}", path.display()))
@@ -139,7 +143,7 @@ fn read_text(file: File) -> std::io::Result<String> {
 }
 
 /// Returns the machine's name as the kernel knows it.
-fn machine_name() -> String {
+pub(crate) fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {
         "" => "localhost".into(),

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use crate::args::AgentArgs;
 use crate::config::read_secret;
 use crate::say;
+use crate::shown::Told;
 
 /// Where a diagnostic server listens and who may ask.
 #[derive(Clone, Debug)]
@@ -114,19 +115,32 @@ impl Exposed {
 
 impl Diagnostics {
     /// Serves `db` on a listener from [`Exposed::bind`], none for off.
-    pub(crate) fn start(wanted: Option<&Exposed>, server: Option<Server>, db: &NetworkDb) -> Self {
+    pub(crate) fn start(
+        wanted: Option<&Exposed>,
+        server: Option<Server>,
+        db: &NetworkDb,
+        told: &Told,
+    ) -> Result<Self> {
         if let Some(exposed) = wanted {
             exposed.warn();
         }
-        Self {
+        if let Some(server) = &server {
+            told.mount(server.routes())?;
+        }
+        Ok(Self {
             wanted: wanted.map(|exposed| exposed.addr),
             running: server.map(|server| serve(server, db)),
-        }
+        })
     }
 
     /// Goes on, off or elsewhere, or lets others in; after an error it is as before, or off when only the address changes.
     /// Requests in flight come to their end.
-    pub(crate) async fn set(&mut self, wanted: Option<&Exposed>, db: &NetworkDb) -> Result<()> {
+    pub(crate) async fn set(
+        &mut self,
+        wanted: Option<&Exposed>,
+        db: &NetworkDb,
+        told: &Told,
+    ) -> Result<()> {
         let addr = wanted.map(|exposed| exposed.addr);
         if addr == self.wanted {
             if let (Some(running), Some(exposed)) = (&self.running, wanted) {
@@ -146,7 +160,7 @@ impl Diagnostics {
             None => None,
         };
         self.retire().await;
-        *self = Self::start(wanted, server, db);
+        *self = Self::start(wanted, server, db, told)?;
         Ok(())
     }
 

@@ -8,7 +8,9 @@ mod config;
 mod demo;
 mod diagnostics;
 mod log;
+mod recent;
 mod run;
+mod shown;
 mod signals;
 
 use std::io::Write;

@@ -13,6 +13,7 @@ use crate::config::Settings;
 use crate::diagnostics::Diagnostics;
 use crate::log::Log;
 use crate::say;
+use crate::shown::Told;
 use crate::signals::{Request, Signals};
 
 /// How long the last listener line waits for the cluster and the networks: who reads it may write at once.
@@ -27,6 +28,7 @@ struct Agent {
     db: NetworkDb,
     diagnostics: Diagnostics,
     log: Log,
+    told: Told,
     keyring: Option<Keyring>,
 }
 
@@ -34,6 +36,7 @@ struct Agent {
 pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     let settings = Settings::read(flags)?;
     let log = Log::start(settings.log_level, settings.log_format);
+    let told = Told::new(settings.shown, log.recent());
     let server = match &settings.diagnostic {
         Some(exposed) => Some(exposed.bind().await?),
         None => None,
@@ -47,9 +50,10 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     // Whether in time or not, it goes on by itself and logs how it ended.
     drop(timeout(ENTER_WAIT, &mut attached).await);
     let mut agent = Agent {
-        diagnostics: Diagnostics::start(settings.diagnostic.as_ref(), server, &db),
+        diagnostics: Diagnostics::start(settings.diagnostic.as_ref(), server, &db, &told)?,
         db,
         log,
+        told,
         keyring,
     };
     loop {
@@ -84,23 +88,23 @@ impl Agent {
             }
         };
         self.log.set_level(settings.log_level);
-        if let Err(error) = self
-            .diagnostics
-            .set(settings.diagnostic.as_ref(), &self.db)
-            .await
-        {
-            error!(
+        self.told.log_level_is(&settings.shown);
+        let wanted = settings.diagnostic.as_ref();
+        match self.diagnostics.set(wanted, &self.db, &self.told).await {
+            Ok(()) => self.told.diagnostic_is(&settings.shown),
+            Err(error) => error!(
                 error = format!("{error:#}"),
                 "diagnostic server not changed"
-            );
+            ),
         }
         match settings.node.keyring {
-            keyring if keyring == self.keyring => {}
+            keyring if keyring == self.keyring => self.told.keys_are(&settings.shown),
             Some(keyring) if self.keyring.is_some() => {
                 match self.db.set_keyring(keyring.clone()).await {
                     Ok(()) => {
                         info!("keys changed");
                         self.keyring = Some(keyring);
+                        self.told.keys_are(&settings.shown);
                     }
                     Err(error) => error!(%error, "keys not changed"),
                 }
