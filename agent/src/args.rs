@@ -36,6 +36,78 @@ pub(crate) enum Command {
     ///
     /// The agent refuses a key file that others may read, so write it like this: (umask 077; networkdb keygen > FILE)
     Keygen,
+    /// Collects what somebody who looks for a fault needs, in one archive, and flags what looks wrong
+    ///
+    /// The archive holds what the agent on this machine tells (node, members, networks, tables and their digests, counters,
+    /// settings, last log lines) and what the kernel does (links, addresses, routes, neighbours, FDB, nftables, iptables,
+    /// IPVS, IPsec, sockets) on the machine and in each of its named network namespaces, each as a file with its command.
+    /// Keys and tokens are in none of them. The summary, which is printed too, flags addresses that two have, peers whose
+    /// digest differs, members that are not well, entries without owner, losses, and commands that are missing. Run it as
+    /// root, or much of the kernel's state is missing.
+    ///
+    /// Exit codes: 0 archive written; 1 archive written and an address overlaps or a digest differs, or the archive could
+    /// not be written; 2 wrong usage; 3 archive written, but the agent did not answer, or a peer did not when it was asked
+    /// what it holds.
+    Support(Box<SupportArgs>),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SupportArgs {
+    /// Diagnostic server of the agent
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:2000")]
+    pub(crate) agent: ServerAddr,
+    /// The archive, a new file; - for stdout [default: networkdb-support-HOST-TIME.tar.gz in the current directory]
+    #[arg(short, long, value_name = "FILE.tar.gz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Leave the values of all tables out, and addresses that the summary would take from them
+    #[arg(long)]
+    pub(crate) redact: bool,
+    /// File with tokens of which the first is brought with every request, as --diagnostic-token-file of the agent
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Roots of the agent's certificate, PEM; the agent is then asked in TLS
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cacert: Option<PathBuf>,
+    /// Certificate to bring, PEM
+    #[arg(long, value_name = "FILE", requires_all = ["key", "cacert"])]
+    pub(crate) cert: Option<PathBuf>,
+    /// Private key of that certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Config file of the agent, to include its settings; files that it names are not read
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Where a server is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct ServerAddr {
+    /// Address or name, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl std::str::FromStr for ServerAddr {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(addr) = text.parse::<std::net::SocketAddr>() {
+            return Ok(Self {
+                host: addr.ip().to_string(),
+                port: addr.port(),
+            });
+        }
+        let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if host.is_empty() || !host.bytes().all(is_name) {
+            return Err("it must be IP:PORT, of IPv6 [IP]:PORT");
+        }
+        let port = port.parse().map_err(|_| "the port must be 1 to 65535")?;
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -294,6 +366,21 @@ mod tests {
         let args: AgentArgs = serde_json::from_str(text).unwrap();
         assert_eq!(args.join, ["a", "b"]);
         assert!(args.network.is_empty());
+    }
+
+    #[test]
+    fn servers_are_addresses_or_names_with_a_port() {
+        for (text, host, port) in [
+            ("192.0.2.1:2000", "192.0.2.1", 2000),
+            ("[::1]:1", "::1", 1),
+            ("node-1.example:80", "node-1.example", 80),
+        ] {
+            let addr: ServerAddr = text.parse().unwrap();
+            assert_eq!((addr.host.as_str(), addr.port), (host, port));
+        }
+        for text in ["", "host", ":1", "::1", "a b:1", "host:70000", "http://x:1"] {
+            assert!(text.parse::<ServerAddr>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `networkdb`: the daemon and its subcommands.
 //!
 //! This crate wires handles together and decides nothing: what the flags mean is in `config`, what the protocol does in
-//! the crate `networkdb`, what HTTP answers in `diagnostic`. Exit codes: 0 done, 1 failed, 2 wrong usage.
+//! the crate `networkdb`, what HTTP answers in `diagnostic`. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 could
+//! not check.
 
 mod args;
 mod config;
@@ -12,6 +13,7 @@ mod recent;
 mod run;
 mod shown;
 mod signals;
+mod support;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ use crate::args::{Args, Command};
 
 fn main() -> ExitCode {
     match dispatch(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             // Without a reader of stderr the exit code has to do.
             drop(writeln!(std::io::stderr(), "networkdb: {error:#}"));
@@ -36,17 +38,19 @@ fn main() -> ExitCode {
 }
 
 /// Runs the command that was asked for.
-fn dispatch(args: Args) -> Result<()> {
+fn dispatch(args: Args) -> Result<ExitCode> {
     match args.command {
-        None => block_on(demo::run(&args.demo)),
-        Some(Command::Demo(args)) => block_on(demo::run(&args)),
-        Some(Command::Agent(flags)) => block_on(run::run(&flags)),
-        Some(Command::Keygen) => keygen(),
+        None => block_on(demo::run(&args.demo))?,
+        Some(Command::Demo(args)) => block_on(demo::run(&args))?,
+        Some(Command::Agent(flags)) => block_on(run::run(&flags))?,
+        Some(Command::Keygen) => keygen()?,
+        Some(Command::Support(args)) => return block_on(support::run(&args)),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs a future to its end and waits for nothing that it left behind.
-fn block_on(main: impl Future<Output = Result<()>>) -> Result<()> {
+fn block_on<T>(main: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
