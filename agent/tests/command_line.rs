@@ -44,6 +44,23 @@ fn wrong_flags_are_wrong_usage() {
     run(&["agent", "--preset", "slow"]).failed_with(2, &["--preset", "default, fast, wan"]);
     run(&["agent", "--node-id", ""]).failed_with(2, &["--node-id", "node id is empty"]);
     run(&["demo", "--nodes", "0"]).failed_with(2, &["--nodes"]);
+    run(&["support", "--agent", "127.0.0.1"]).failed_with(2, &["--agent", "no port"]);
+    run(&["support", "--cert", "x"]).failed_with(2, &["--key", "--cacert"]);
+}
+
+#[test]
+fn support_replaces_no_file_and_names_those_that_are_missing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "x.tar.gz", "mine", 0o644);
+    let outcome = run(&["support", "--output", &path]);
+    outcome.failed_with(1, &[&path, "exists already", "--output"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
+    let outcome = run(&["support", "--output", "/nonexistent/x.tar.gz"]);
+    outcome.failed_with(1, &["/nonexistent/x.tar.gz", "No such file"]);
+    for flag in ["--token-file", "--cacert"] {
+        let outcome = run(&["support", flag, "/nonexistent/file"]);
+        outcome.failed_with(1, &["/nonexistent/file"]);
+    }
 }
 
 #[test]
@@ -54,6 +71,7 @@ fn help_and_version_are_answers() {
         &["demo", "--help"],
         &["agent", "--help"],
         &["keygen", "--help"],
+        &["support", "--help"],
     ] {
         let outcome = run(args);
         assert_eq!(outcome.code, Some(0), "{outcome:?}");

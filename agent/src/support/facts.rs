@@ -29,6 +29,8 @@ pub(super) struct Facts {
 /// What was learned of the machine.
 #[derive(Debug, Default)]
 pub(super) struct Host {
+    /// The kernel does not tell everything, because we are not root.
+    pub(super) is_limited: bool,
     /// Programs that are not installed.
     pub(super) missing: BTreeSet<String>,
     /// Commands that were killed.

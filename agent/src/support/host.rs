@@ -56,7 +56,7 @@ pub(super) fn of_machine() -> Vec<Spec> {
         Spec::new("dmesg", "dmesg").tail(LOG_LINES),
         Spec::new(
             "journal",
-            "journalctl --no-pager --lines 2000 --unit networkdb --unit docker",
+            "journalctl --no-pager --lines 2000 --unit networkdb",
         )
         .optional(),
     ]
@@ -118,6 +118,11 @@ impl Namespace {
         let words = ["ip", "netns", "exec", &self.name];
         is_named.then(|| words.map(str::to_owned).to_vec())
     }
+}
+
+/// Whether the kernel shows us everything.
+pub(super) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
 /// Finds the namespaces that have names.

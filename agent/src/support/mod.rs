@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use diagnostic::{Client, ClientFiles};
 
 use crate::args::SupportArgs;
@@ -102,12 +102,18 @@ async fn collect(args: &SupportArgs) -> Result<ExitCode> {
 fn client(args: &SupportArgs) -> Result<Client> {
     let mut client = Client::new(&args.agent.host, args.agent.port);
     if let Some(path) = &args.token_file {
-        client = client.with_token_file(path)?;
+        // The text says everything that the source would say again.
+        client = client
+            .with_token_file(path)
+            .map_err(|error| anyhow!("{error}"))?;
     }
     if let Some(roots) = &args.cacert {
         let identity = args.cert.clone().zip(args.key.clone());
         let roots = roots.clone();
-        client = client.with_tls(&ClientFiles { roots, identity })?;
+        let files = ClientFiles { roots, identity };
+        client = client
+            .with_tls(&files)
+            .map_err(|error| anyhow!("{error}"))?;
     }
     Ok(client)
 }
@@ -158,6 +164,7 @@ fn add_config(path: &Path, archive: &mut Archive, facts: &mut Facts) -> Result<(
 /// Adds what the commands say, on the machine and in its namespaces.
 async fn add_system(archive: &mut Archive, facts: &mut Facts) -> Result<()> {
     hint("asking the system");
+    facts.host.is_limited = !host::is_root();
     let specs = [host::of_machine(), host::of_namespace()].concat();
     add_commands("host", None, &specs, archive, facts).await?;
     let namespaces = host::namespaces();

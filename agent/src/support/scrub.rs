@@ -66,13 +66,16 @@ fn push_clean(clean: &mut String, line: &str, is_xfrm: bool) {
         push_without_hex(clean, line, if has_key { 0 } else { NUMBER_DIGITS_MAX });
         return;
     }
-    // `net.ipv4.tcp_fastopen_key = ...`, `net.ipv6.conf.eth0.stable_secret = ...`, `private key: ...`
+    // `net.ipv4.tcp_fastopen_key = ...`, `net.ipv6.conf.eth0.stable_secret = ...`; `private key: ...` of WireGuard; and what
+    // somebody gave the kernel at boot.
     let separator = line.find([':', '=']);
-    let name = separator.map_or("", |at| &line[..at]).to_ascii_lowercase();
-    let is_secret = name.ends_with("_key ") || name.ends_with("_key") || name.contains("secret");
-    let is_wireguard = name.contains("private key") || name.contains("preshared key");
+    let name = separator.map_or("", |at| &line[..at]).trim();
+    let is_word = !name.contains(char::is_whitespace);
+    let is_sysctl = is_word && (name.ends_with("_key") || name.ends_with("_secret"));
+    let is_wireguard = ["private key", "preshared key"].contains(&name);
+    let is_boot = name.to_ascii_lowercase().ends_with("command line");
     match separator {
-        Some(at) if is_secret || is_wireguard => {
+        Some(at) if is_sysctl || is_wireguard || is_boot => {
             clean.push_str(&line[..=at]);
             clean.push(' ');
             clean.push_str(REMOVED);
@@ -148,18 +151,20 @@ src 192.0.2.2 dst 192.0.2.1
     }
 
     #[test]
-    fn secrets_of_sysctl_and_wireguard_go() {
+    fn secrets_of_sysctl_wireguard_and_boot_go() {
         let text = "net.ipv4.tcp_fastopen_key = 01234567-89abcdef-01234567-89abcdef\n\
             net.ipv6.conf.eth0.stable_secret = 2001:db8::1\n\
             net.ipv4.tcp_fastopen_blackhole_timeout_sec = 0\n\
-            \x20 private key: aGVsbG8=\npublic key: cHVibGlj\n";
+            \x20 private key: aGVsbG8=\npublic key: cHVibGlj\n\
+            [    0.000000] Command line: root=/dev/vda token=12345678\n";
         let clean = Scrubber::default().scrub(text);
         assert_eq!(
             clean,
             "net.ipv4.tcp_fastopen_key = <removed>\n\
             net.ipv6.conf.eth0.stable_secret = <removed>\n\
             net.ipv4.tcp_fastopen_blackhole_timeout_sec = 0\n\
-            \x20 private key: <removed>\npublic key: cHVibGlj\n"
+            \x20 private key: <removed>\npublic key: cHVibGlj\n\
+            [    0.000000] Command line: <removed>\n"
         );
     }
 
@@ -187,6 +192,8 @@ src 192.0.2.2 dst 192.0.2.1
             "no line end",
             "a\n\nb\n",
             "ip saddr 0x20010db800000000 accept\n",
+            "-A secret-chain -m comment --comment \"a: b\"\n",
+            "  \"key-file\": \"/etc/networkdb/gossip.key\"\n",
         ] {
             assert_eq!(Scrubber::default().scrub(text), text);
         }

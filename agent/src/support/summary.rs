@@ -339,6 +339,10 @@ fn cluster(facts: &Facts, found: &mut Vec<Finding>) {
 /// Commands that did not work, and what the archive lacks.
 fn machine(facts: &Facts, found: &mut Vec<Finding>) {
     let mut add = |kind, text| found.push(Finding::new(kind, text));
+    if facts.host.is_limited {
+        let text = "not run as root, so much of the kernel's state is missing";
+        add(Kind::Command, text.to_owned());
+    }
     for program in &facts.host.missing {
         add(Kind::Command, format!("{} is not installed", line(program)));
     }
