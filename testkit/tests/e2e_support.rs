@@ -195,7 +195,7 @@ fn without_an_agent_the_rest_is_collected() -> Result<()> {
     let outcome = support(&addr, &path, &[])?;
     ensure!(outcome.code == Some(3), "{outcome:?}");
     ensure!(
-        outcome.stdout.contains("FLAG agent: not reachable"),
+        outcome.stdout.contains("FLAG agent: does not tell"),
         "{outcome:?}"
     );
     let files = unpack(&path, "case")?;

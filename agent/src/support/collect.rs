@@ -63,8 +63,11 @@ impl<'a> Collector<'a> {
     /// Asks for everything.
     pub(super) async fn run(mut self) -> Result<()> {
         self.facts.node = self.ask("node", "/v1/node").await?;
-        if let Some(reason) = self.is_gone.then(|| self.facts.unanswered.pop()).flatten() {
-            self.facts.unreachable = Some(reason.1);
+        if self.facts.node.is_none() {
+            let (_, reason) = self.facts.unanswered.pop().unwrap_or_default();
+            self.facts.unreachable = Some(reason);
+        }
+        if self.is_gone {
             return Ok(());
         }
         // Early: each question leaves a line in the log, and it holds so many only.

@@ -99,7 +99,7 @@ pub(super) fn findings(facts: &Facts, redact: bool) -> Vec<Finding> {
     let mut found = overlap::find(facts, redact);
     if let Some(reason) = &facts.unreachable {
         let text = format!(
-            "not reachable, nothing is known of the cluster: {}",
+            "does not tell what it is, so the cluster is not checked: {}",
             line(reason)
         );
         found.push(Finding::new(Kind::Agent, text));
@@ -513,7 +513,7 @@ mod tests {
         };
         facts.host.missing.insert("ipvsadm".into());
         let found = lines(&facts);
-        assert!(found[0].starts_with("FLAG agent: not reachable"));
+        assert!(found[0].starts_with("FLAG agent: does not tell"));
         assert_eq!(found[1], "FLAG command: ipvsadm is not installed");
         assert_eq!(verdict(&findings(&facts, false)), Verdict::Unchecked);
     }
