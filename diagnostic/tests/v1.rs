@@ -224,6 +224,47 @@ async fn a_watch_is_a_snapshot_and_then_what_happens() {
 }
 
 #[tokio::test]
+async fn a_watch_without_snapshot_follows_from_where_it_began() {
+    let rig = Rig::start().await;
+    rig.put("before", "", "v").await;
+    for path in ["/v1", "/v1/networks/net", "/v1/networks/net/tables/t"] {
+        let target = format!("{path}/watch?follow=false&snapshot=false");
+        let text = rig.ask("GET", &target, "", "").await.body;
+        assert!(!text.contains("before"), "{text}");
+        assert!(!text.contains("event: member"), "{text}");
+        let events = text.matches("event: ").count();
+        assert_eq!(
+            (events, text.matches("event: synced\nid: ").count()),
+            (1, 1)
+        );
+    }
+    let unknown = "Last-Event-ID: from-elsewhere\r\n";
+    let target = "/v1/watch?follow=false&snapshot=false";
+    let text = rig.ask("GET", target, unknown, "").await.body;
+    let resync = text.find("event: resync").expect("it is told");
+    assert!(text.find("event: synced") > Some(resync), "{text}");
+    assert_eq!(text.matches("event: ").count(), 2, "{text}");
+    let id = text.rsplit_once("id: ").and_then(|it| it.1.lines().next());
+    let known = format!("Last-Event-ID: {}\r\n", id.expect("synced has one"));
+    rig.put("after", "", "v").await;
+    let mut stream = rig
+        .send(&format!(
+            "GET /v1/watch?snapshot=false HTTP/1.1\r\nHost: localhost\r\n{known}\r\n"
+        ))
+        .await;
+    let mut told = String::new();
+    while !told.contains("after") {
+        let mut bytes = [0; 4_096];
+        let read = timeout(Duration::from_secs(20), stream.read(&mut bytes)).await;
+        let read = read.expect("in time").expect("it is open");
+        assert!(read > 0, "it ended after {told}");
+        told.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+    assert!(told.contains("event: create"), "{told}");
+    assert!(!told.contains("resync"), "{told}");
+}
+
+#[tokio::test]
 async fn the_document_describes_the_node_and_the_server_moves_away_from_its_watchers() {
     let rig = Rig::start().await;
     let document = rig.get("/v1/openapi.json").await;

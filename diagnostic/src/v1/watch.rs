@@ -4,6 +4,9 @@
 //! event `create`, `update` or `delete`. `synced` and what follows have an id; a client that was cut off and sends the last
 //! one as `Last-Event-ID` is told what came after it. When that is not held any more, or when the client was too slow, it
 //! gets `resync`: it forgets everything, and a new snapshot follows. Ids are good for the path they were told at.
+//!
+//! A client that reads the entries elsewhere, page by page, asks for no snapshot: it starts with `synced`, and gets `resync`
+//! and `synced` where others get a new snapshot.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -50,6 +53,10 @@ pub(crate) struct How {
     /// `false` ends the stream after the snapshot.
     #[param(default = true)]
     follow: Option<bool>,
+    /// `false` leaves out what the snapshot tells, at the start and after `resync`: `synced` comes without it, and only
+    /// changes follow.
+    #[param(default = true)]
+    snapshot: Option<bool>,
 }
 
 /// Where the client was.
@@ -148,6 +155,8 @@ pub(crate) struct MemberChange {
 struct Events {
     /// What the ids are good for.
     scope: u64,
+    /// Whether the client wants the snapshot.
+    tells_snapshot: bool,
     text: String,
 }
 
@@ -168,7 +177,11 @@ impl Events {
     /// Writes what a watch tells; returns whether the snapshot ends with it.
     fn tell(&mut self, told: Told) -> bool {
         match told {
-            Told::Snapshot(event) => self.event(event, None, true),
+            Told::Snapshot(event) => {
+                if self.tells_snapshot || event == WatchEvent::Resync {
+                    self.event(event, None, true);
+                }
+            }
             Told::Event(event, position) => {
                 let id = position.map(|position| self.id(position));
                 self.event(event, id.as_deref(), false);
@@ -284,12 +297,13 @@ impl Pump {
 
     /// Takes what is there, or waits for the first; returns whether it is the last.
     async fn gather(&mut self) -> bool {
-        let mut patience = if self.events.text.is_empty() {
-            KEEP_ALIVE
-        } else {
-            Duration::ZERO
-        };
         while self.events.text.len() < CHUNK_BYTES {
+            // What is left out of a snapshot leaves nothing to send.
+            let patience = if self.events.text.is_empty() {
+                KEEP_ALIVE
+            } else {
+                Duration::ZERO
+            };
             match timeout(patience, self.watch.next_told()).await {
                 Ok(Some(told)) => {
                     let is_synced = self.events.tell(told);
@@ -304,7 +318,6 @@ impl Pump {
                 }
                 Err(_) => return false,
             }
-            patience = Duration::ZERO;
         }
         false
     }
@@ -329,6 +342,7 @@ async fn open(
     let watch = api.db.watch_from(filter, from).await?;
     let mut events = Events {
         scope,
+        tells_snapshot: how.snapshot.unwrap_or(true),
         text: String::new(),
     };
     if is_unknown {
