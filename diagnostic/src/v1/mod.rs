@@ -44,7 +44,7 @@ pub(crate) use problem::Problem;
 pub(crate) struct Api {
     db: NetworkDb,
     /// Places for watches.
-    watches: Arc<Semaphore>,
+    watches: Arc<watch::Places>,
     /// Places for checks of a network.
     checks: Arc<Semaphore>,
     stopped: Stopped,
@@ -86,7 +86,7 @@ pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
     let document = serde_json::to_vec(&document::finished(document));
     let api = Api {
         db: db.clone(),
-        watches: Arc::new(Semaphore::new(watch::WATCHES_MAX)),
+        watches: Arc::default(),
         checks: Arc::new(Semaphore::new(consistency::CHECKS_MAX)),
         stopped,
         document: document.expect("the document is JSON").into(),

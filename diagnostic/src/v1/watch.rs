@@ -26,7 +26,7 @@ use hyper::body::Frame;
 use networkdb::engine::value_hash;
 use networkdb::node::{Position, Told, Watch, WatchEvent, WatchFilter};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use utoipa::{IntoParams, ToSchema};
 
@@ -35,7 +35,12 @@ use super::problem::Problem;
 use super::{Api, Stopped, networks};
 
 /// Watches at the same time; further ones are refused.
-pub(crate) const WATCHES_MAX: usize = 200;
+const WATCHES_MAX: usize = 200;
+/// What is waited between two looks at whether clients are still there: longer than the system of one that is gone takes to
+/// say so.
+const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Looks. What is sent to a client that is gone is answered with a reset, and only what is sent after that fails.
+const LOOKS: usize = 4;
 /// After how much silence a comment is sent.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes of the longest id that is looked at.
@@ -262,12 +267,51 @@ impl HttpBody for Stream {
     }
 }
 
+/// Places for watches.
+///
+/// A client that has gone is found out when something is sent to it. A quiet watch sends little, so when all places are taken
+/// every client is sent something, and those that are gone make room.
+#[derive(Debug)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    looks: watch::Sender<()>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(WATCHES_MAX)),
+            looks: watch::Sender::new(()),
+        }
+    }
+}
+
+impl Places {
+    async fn take(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        for _ in 0..LOOKS {
+            if let Ok(place) = Arc::clone(&self.free).try_acquire_owned() {
+                return Ok(place);
+            }
+            self.looks.send_replace(());
+            let place = timeout(LOOK_PAUSE, Arc::clone(&self.free).acquire_owned()).await;
+            if let Ok(Ok(place)) = place {
+                return Ok(place);
+            }
+        }
+        Err(Problem::busy(format!(
+            "{WATCHES_MAX} watches are open, which is the limit"
+        )))
+    }
+}
+
 /// A watch on its way to a client.
 struct Pump {
     watch: Watch,
     events: Events,
     chunks: mpsc::Sender<Bytes>,
     follows: bool,
+    /// Somebody wants to know whether the client is still there.
+    looks: watch::Receiver<()>,
     /// A place among the watches.
     _place: OwnedSemaphorePermit,
 }
@@ -304,19 +348,25 @@ impl Pump {
             } else {
                 Duration::ZERO
             };
-            match timeout(patience, self.watch.next_told()).await {
-                Ok(Some(told)) => {
+            let told = tokio::select! {
+                biased;
+                told = timeout(patience, self.watch.next_told()) => told.ok(),
+                // Nobody takes the sender away: it lasts as long as the server.
+                _ = self.looks.changed() => None,
+            };
+            match told {
+                Some(Some(told)) => {
                     let is_synced = self.events.tell(told);
                     if is_synced && !self.follows {
                         return true;
                     }
                 }
-                Ok(None) => return true,
-                Err(_) if self.events.text.is_empty() => {
+                Some(None) => return true,
+                None if self.events.text.is_empty() => {
                     self.events.text.push_str(": still here\n\n");
                     return false;
                 }
-                Err(_) => return false,
+                None => return false,
             }
         }
         false
@@ -331,12 +381,7 @@ async fn open(
     path: &str,
     headers: &HeaderMap,
 ) -> Result<Response, Problem> {
-    let place = Arc::clone(&api.watches).try_acquire_owned();
-    let place = place.map_err(|_| {
-        Problem::busy(format!(
-            "{WATCHES_MAX} watches are open, which is the limit"
-        ))
-    })?;
+    let place = api.watches.take().await?;
     let scope = value_hash(path.as_bytes());
     let (from, is_unknown) = last_event(headers, scope)?;
     let watch = api.db.watch_from(filter, from).await?;
@@ -354,6 +399,7 @@ async fn open(
         events,
         chunks,
         follows: how.follow.unwrap_or(true),
+        looks: api.watches.looks.subscribe(),
         _place: place,
     };
     tokio::spawn(pump.run(api.stopped));
