@@ -24,6 +24,7 @@
 //!
 //! Under `/v1/` is an API with statuses of HTTP: node, members, networks, tables, entries (by page, on the condition of a
 //! version, in batches) and watches as server-sent events. `/v1/openapi.json` describes it. `/metrics` is for Prometheus.
+//! `/ui` is a page for operators that shows all this in a browser.
 //!
 //! Other layers mount their own paths through [`Routes`], before or while the server runs. Limits answer with their own
 //! status (400, 408, 413, 414, 431), and so does [`Access`] (401, 403): what is asked of whoever is not on this machine, and
@@ -49,6 +50,7 @@ mod server;
 mod service;
 mod status;
 mod tls;
+mod ui;
 mod upload;
 mod v1;
 mod value;

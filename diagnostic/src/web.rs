@@ -4,6 +4,7 @@ use axum::Router;
 use networkdb::node::NetworkDb;
 
 use crate::metrics;
+use crate::ui;
 use crate::v1::{self, Stopped};
 
 /// Returns true for a path that the router answers.
@@ -21,7 +22,9 @@ pub(crate) fn is_page(path: &str) -> bool {
 
 /// Makes the router of a node.
 pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
-    v1::router(db, stopped).merge(metrics::router(db))
+    v1::router(db, stopped)
+        .merge(metrics::router(db))
+        .merge(ui::router())
 }
 
 #[cfg(test)]

@@ -147,7 +147,7 @@ async fn no_query(
 }
 
 /// Answers a method that an endpoint does not have; `OPTIONS` asks which it has. The router adds them.
-async fn no_method(method: Method, uri: Uri) -> Response {
+pub(crate) async fn no_method(method: Method, uri: Uri) -> Response {
     if method == Method::OPTIONS {
         return StatusCode::NO_CONTENT.into_response();
     }
