@@ -42,12 +42,23 @@ impl Connection {
 
     /// Asks for `target` and returns the whole answer.
     pub fn get(&mut self, target: &str) -> Result<Reply> {
-        self.exchange(target)
-            .with_context(|| format!("GET http://{}{target}", self.addr))
+        self.send("GET", target, "")
     }
 
-    fn exchange(&mut self, target: &str) -> Result<Reply> {
-        let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", self.addr);
+    /// Sends a request with a body of JSON, or an empty one, and returns the whole answer.
+    pub fn send(&mut self, method: &str, target: &str, body: &str) -> Result<Reply> {
+        let (addr, length) = (self.addr, body.len());
+        let about_body = match method {
+            "GET" => String::new(),
+            _ => format!("Content-Type: application/json\r\nContent-Length: {length}\r\n"),
+        };
+        let request =
+            format!("{method} {target} HTTP/1.1\r\nHost: {addr}\r\n{about_body}\r\n{body}");
+        self.exchange(&request)
+            .with_context(|| format!("{method} http://{addr}{target}"))
+    }
+
+    fn exchange(&mut self, request: &str) -> Result<Reply> {
         self.stream.get_mut().write_all(request.as_bytes())?;
         let status_line = self.line()?;
         let status = status_line

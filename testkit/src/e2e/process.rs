@@ -43,13 +43,18 @@ pub struct Process {
 impl Process {
     /// Starts `networkdb` with arguments.
     pub fn start<S: AsRef<str>>(args: &[S]) -> Result<Self> {
-        let mut child = Command::new(binary()?)
+        Self::start_program(&binary()?, args)
+    }
+
+    /// Starts another program with arguments.
+    pub fn start_program<S: AsRef<str>>(program: &Path, args: &[S]) -> Result<Self> {
+        let mut child = Command::new(program)
             .args(args.iter().map(AsRef::as_ref))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("start networkdb")?;
+            .with_context(|| format!("start {}", program.display()))?;
         let stdout = collect(child.stdout.take().context("stdout is piped")?);
         let stderr = collect(child.stderr.take().context("stderr is piped")?);
         Ok(Self {
