@@ -30,7 +30,7 @@ impl Recent {
         let held = self.lock();
         let mut text = format!("# {} earlier lines are no longer kept\n", held.dropped);
         for line in &held.lines {
-            text.push_str(line);
+            text.push_str(&plain(line));
             text.push('\n');
         }
         text
@@ -58,12 +58,16 @@ impl Lines {
 /// Takes one event of the log a call, as `tracing_subscriber` writes them.
 impl Write for &Recent {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = plain(&String::from_utf8_lossy(event));
+        let text = String::from_utf8_lossy(event);
         let mut held = self.lock();
         for line in text.lines() {
-            let cut = line.floor_char_boundary(LINE_BYTES_MAX);
-            let ellipsis = if cut < line.len() { "..." } else { "" };
-            held.push(format!("{}{ellipsis}", &line[..cut]));
+            if line.len() > LINE_BYTES_MAX {
+                let cut = line.floor_char_boundary(LINE_BYTES_MAX);
+                held.push(format!("{}...", &line[..cut]));
+            } else {
+                // Colours are left out when somebody reads it, which is rare.
+                held.push(line.to_owned());
+            }
         }
         Ok(event.len())
     }

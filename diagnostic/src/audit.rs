@@ -22,6 +22,7 @@ pub(crate) fn log(remote: SocketAddr, method: &str, uri: &Uri, outcome: &str) {
 /// Returns a URL with every `value`, and every part that cannot be decoded, cut to its length.
 fn redacted(path: &str, query: Option<&str>) -> String {
     let mut url = path.to_owned();
+    let mut decoded = Vec::new();
     for (index, part) in query
         .iter()
         .flat_map(|query| parts(query.as_bytes()))
@@ -31,9 +32,11 @@ fn redacted(path: &str, query: Option<&str>) -> String {
         if url.len() > URL_BYTES_MAX {
             break;
         }
-        match decode_part(part) {
-            Some((name, value)) if name == b"value" => {
-                url.push_str(&format!("value=<{} bytes>", value.len()));
+        decoded.clear();
+        match decode_part(part, &mut decoded) {
+            Some(pair) if pair.name(&decoded) == b"value" => {
+                let bytes = pair.value(&decoded).len();
+                url.push_str(&format!("value=<{bytes} bytes>"));
             }
             // Split at an ASCII byte, the part of a string is a string.
             Some(_) => url.push_str(&String::from_utf8_lossy(part)),

@@ -3,6 +3,7 @@
 //! A part that cannot be decoded is as if it were not there. Names are case sensitive and the first value of a name
 //! counts. This is the one place where text of a request becomes a name or a value.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use networkdb::NameError;
@@ -11,13 +12,24 @@ use crate::failure::Failure;
 use crate::reply::Format;
 use crate::value;
 
+/// Parameters that most requests do not exceed.
+const PARAMS_USUAL: usize = 6;
 /// Parameters in one request. More are refused, so that a body of `&a&a&a` cannot fill the memory.
 const PARAMS_MAX: usize = 1_000;
 
 /// The parameters of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
-    pairs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Names and values, one after the other.
+    decoded: Vec<u8>,
+    pairs: Vec<Pair>,
+}
+
+/// Where a parameter is.
+#[derive(Clone, Debug)]
+pub(crate) struct Pair {
+    name: Range<usize>,
+    value: Range<usize>,
 }
 
 /// A request has more than [`PARAMS_MAX`] parameters.
@@ -28,23 +40,27 @@ pub(crate) struct TooManyParams;
 impl Params {
     /// Reads the parameters of a form and of a query.
     pub(crate) fn parse(form: &[u8], query: &[u8]) -> Result<Self, TooManyParams> {
-        let mut pairs = Vec::new();
+        let mut params = Self {
+            decoded: Vec::with_capacity(form.len() + query.len()),
+            pairs: Vec::with_capacity(PARAMS_USUAL),
+        };
         for part in parts(form).chain(parts(query)) {
-            if let Some(pair) = decode_part(part) {
-                if pairs.len() == PARAMS_MAX {
+            if let Some(pair) = decode_part(part, &mut params.decoded) {
+                if params.pairs.len() == PARAMS_MAX {
                     return Err(TooManyParams);
                 }
-                pairs.push(pair);
+                params.pairs.push(pair);
             }
         }
-        Ok(Self { pairs })
+        Ok(params)
     }
 
     /// Returns the first value of a parameter.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let pair = self.pairs.iter().find(|pair| pair.0 == name.as_bytes());
-        pair.map(|pair| pair.1.as_slice())
+        let mut pairs = self.pairs.iter();
+        let pair = pairs.find(|pair| pair.name(&self.decoded) == name.as_bytes())?;
+        Some(pair.value(&self.decoded))
     }
 
     /// Returns a parameter as text, empty when it is absent.
@@ -85,8 +101,18 @@ pub(crate) fn parts(query: &[u8]) -> impl Iterator<Item = &[u8]> {
     query.split(|&byte| byte == b'&')
 }
 
-/// Decodes `name=value`; none when the part is empty or cannot be decoded.
-pub(crate) fn decode_part(part: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+impl Pair {
+    pub(crate) fn name<'a>(&self, decoded: &'a [u8]) -> &'a [u8] {
+        &decoded[self.name.clone()]
+    }
+
+    pub(crate) fn value<'a>(&self, decoded: &'a [u8]) -> &'a [u8] {
+        &decoded[self.value.clone()]
+    }
+}
+
+/// Decodes `name=value` and appends both; none when the part is empty or cannot be decoded.
+pub(crate) fn decode_part(part: &[u8], decoded: &mut Vec<u8>) -> Option<Pair> {
     // Go drops a part with a semicolon whole, because others take it for a separator.
     if part.is_empty() || part.contains(&b';') {
         return None;
@@ -96,18 +122,28 @@ pub(crate) fn decode_part(part: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         Some(at) => (&part[..at], &part[at + 1..]),
         None => (part, &b""[..]),
     };
-    let spaced = |text: &[u8]| unescape(text, |byte| if byte == b'+' { b' ' } else { byte });
-    Some((spaced(name)?, spaced(value)?))
+    let mut spaced = |text: &[u8]| {
+        let start = decoded.len();
+        let plain = |byte| if byte == b'+' { b' ' } else { byte };
+        unescape(text, plain, decoded)?;
+        Some(start..decoded.len())
+    };
+    Some(Pair {
+        name: spaced(name)?,
+        value: spaced(value)?,
+    })
 }
 
 /// Decodes the percent escapes of a path; none when one is broken.
 pub(crate) fn decode_path(path: &[u8]) -> Option<Vec<u8>> {
-    unescape(path, |byte| byte)
+    let mut decoded = Vec::with_capacity(path.len());
+    unescape(path, |byte| byte, &mut decoded)?;
+    Some(decoded)
 }
 
-/// Decodes percent escapes and passes every other byte through `plain`; none when an escape is broken.
-fn unescape(text: &[u8], plain: impl Fn(u8) -> u8) -> Option<Vec<u8>> {
-    let mut decoded = Vec::with_capacity(text.len());
+/// Appends a text with its percent escapes decoded and every other byte passed through `plain`; none when an escape is
+/// broken, and some of it is appended then.
+fn unescape(text: &[u8], plain: impl Fn(u8) -> u8, decoded: &mut Vec<u8>) -> Option<()> {
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
         if byte == b'%' {
@@ -119,7 +155,7 @@ fn unescape(text: &[u8], plain: impl Fn(u8) -> u8) -> Option<Vec<u8>> {
             rest = after;
         }
     }
-    Some(decoded)
+    Some(())
 }
 
 fn hex_digit(byte: u8) -> Option<u8> {
@@ -242,7 +278,8 @@ mod tests {
             let escaped = |bytes: &[u8]| bytes.iter().map(|byte| format!("%{byte:02x}")).collect::<String>();
             let text = format!("x&{}={}", escaped(&name), escaped(&value));
             let params = Params::parse(b"", text.as_bytes()).unwrap();
-            prop_assert_eq!(&params.pairs[1], &(name, value));
+            prop_assert_eq!(params.pairs[1].name(&params.decoded), name);
+            prop_assert_eq!(params.pairs[1].value(&params.decoded), value);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -13,25 +14,22 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(crate) struct Places {
     max: usize,
-    open: Mutex<Open>,
-    /// Told when a connection has ended or waits for a request again.
+    turn: AtomicU64,
+    open: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    /// Somebody waits for a place.
+    is_wanted: AtomicBool,
+    /// Told then when a connection has ended or waits for a request again.
     changed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    next: u64,
-    connections: BTreeMap<u64, Connection>,
 }
 
 #[derive(Debug)]
 struct Connection {
     /// Requests that are being answered.
-    busy: usize,
+    busy: AtomicUsize,
     /// Grows with each connection that begins to wait.
-    waits_since: u64,
-    is_asked: bool,
-    leave: Arc<Notify>,
+    waits_since: AtomicU64,
+    is_asked: AtomicBool,
+    leave: Notify,
 }
 
 /// The place of one connection, given back when this is dropped.
@@ -39,30 +37,32 @@ struct Connection {
 pub(crate) struct Place {
     places: Arc<Places>,
     number: u64,
-    leave: Arc<Notify>,
+    connection: Arc<Connection>,
 }
 
 /// A request is being answered until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Busy {
-    places: Arc<Places>,
-    number: u64,
-}
+pub(crate) struct Busy(Arc<Place>);
 
 impl Places {
     pub(crate) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             max,
+            turn: AtomicU64::new(0),
             open: Mutex::default(),
+            is_wanted: AtomicBool::new(false),
             changed: Notify::new(),
         })
     }
 
-    /// Takes a place, after another connection has gone if need be.
+    /// Takes a place, after another connection has gone if need be. One caller at a time.
     pub(crate) async fn take(self: &Arc<Self>) -> Arc<Place> {
         loop {
             let changed = self.changed.notified();
+            // Before the look: whoever begins to wait after it says so.
+            self.is_wanted.store(true, Ordering::SeqCst);
             if let Some(place) = self.try_take() {
+                self.is_wanted.store(false, Ordering::SeqCst);
                 return Arc::new(place);
             }
             changed.await;
@@ -71,87 +71,80 @@ impl Places {
 
     fn try_take(self: &Arc<Self>) -> Option<Place> {
         let mut open = self.open.lock();
-        if open.connections.len() < self.max {
-            let leave = Arc::new(Notify::new());
-            let number = open.turn();
-            let connection = Connection {
-                busy: 0,
-                waits_since: number,
-                is_asked: false,
-                leave: Arc::clone(&leave),
-            };
-            open.connections.insert(number, connection);
-            let places = Arc::clone(self);
+        if open.len() < self.max {
+            let number = self.next_turn();
+            let connection = Arc::new(Connection {
+                busy: AtomicUsize::new(0),
+                waits_since: AtomicU64::new(number),
+                is_asked: AtomicBool::new(false),
+                leave: Notify::new(),
+            });
+            open.insert(number, Arc::clone(&connection));
             return Some(Place {
-                places,
+                places: Arc::clone(self),
                 number,
-                leave,
+                connection,
             });
         }
+        let is_asked = |connection: &Connection| connection.is_asked.load(Ordering::Relaxed);
         let waiting = open
-            .connections
-            .values_mut()
-            .filter(|connection| connection.busy == 0);
-        let longest =
-            waiting.min_by_key(|connection| (!connection.is_asked, connection.waits_since));
-        if let Some(longest) = longest.filter(|connection| !connection.is_asked) {
-            longest.is_asked = true;
+            .values()
+            .filter(|connection| connection.busy.load(Ordering::SeqCst) == 0);
+        let longest = waiting.min_by_key(|connection| {
+            let waits_since = connection.waits_since.load(Ordering::Relaxed);
+            (!is_asked(connection), waits_since)
+        });
+        if let Some(longest) = longest.filter(|connection| !is_asked(connection)) {
+            longest.is_asked.store(true, Ordering::Relaxed);
             longest.leave.notify_one();
         }
         None
     }
-}
 
-impl Open {
-    fn turn(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn next_turn(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Says that there may be a place for whoever waits for one.
+    fn tell(&self) {
+        if self.is_wanted.load(Ordering::SeqCst) {
+            self.changed.notify_waiters();
+        }
     }
 }
 
 impl Place {
     /// Ends when this connection has to go.
     pub(crate) async fn asked_to_leave(&self) {
-        self.leave.notified().await;
+        self.connection.leave.notified().await;
     }
 
     /// Returns true while a request is being answered.
     pub(crate) fn is_busy(&self) -> bool {
-        let open = self.places.open.lock();
-        let connection = open.connections.get(&self.number);
-        connection.is_some_and(|connection| connection.busy > 0)
+        self.connection.busy.load(Ordering::SeqCst) > 0
     }
 
     /// Notes that a request is being answered.
-    pub(crate) fn busy(&self) -> Busy {
-        let mut open = self.places.open.lock();
-        if let Some(connection) = open.connections.get_mut(&self.number) {
-            connection.busy += 1;
-        }
-        Busy {
-            places: Arc::clone(&self.places),
-            number: self.number,
-        }
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.connection.busy.fetch_add(1, Ordering::SeqCst);
+        Busy(Arc::clone(self))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.open.lock().connections.remove(&self.number);
-        self.places.changed.notify_waiters();
+        self.places.open.lock().remove(&self.number);
+        self.places.tell();
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        let mut open = self.places.open.lock();
-        let turn = open.turn();
-        if let Some(connection) = open.connections.get_mut(&self.number) {
-            connection.busy -= 1;
-            connection.waits_since = turn;
-        }
-        drop(open);
-        self.places.changed.notify_waiters();
+        let (places, connection) = (&self.0.places, &self.0.connection);
+        let turn = places.next_turn();
+        connection.waits_since.store(turn, Ordering::Relaxed);
+        connection.busy.fetch_sub(1, Ordering::SeqCst);
+        places.tell();
     }
 }
 

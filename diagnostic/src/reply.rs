@@ -188,8 +188,26 @@ impl Reply {
         }
     }
 
+    /// About how long the text is.
+    fn bytes_usual(&self) -> usize {
+        match &self.0 {
+            Answer::Done => 2,
+            Answer::Entry { key, value } => 64 + key.as_str().len() + value.len() / 3 * 4,
+            Answer::Info(_)
+            | Answer::Failed(_)
+            | Answer::Missing { .. }
+            | Answer::Unknown { .. }
+            | Answer::Peers(_)
+            | Answer::Table(_)
+            | Answer::LargeTable { .. }
+            | Answer::Counts { .. }
+            | Answer::Text(_) => 256,
+        }
+    }
+
     fn plain(&self, format: Format) -> Vec<u8> {
-        let mut body = self.message().as_bytes().to_vec();
+        let mut body = Vec::with_capacity(self.bytes_usual());
+        body.extend_from_slice(self.message().as_bytes());
         if matches!(self.0, Answer::Done) {
             return body;
         }
@@ -307,13 +325,17 @@ pub(crate) fn entry_line(
     owner: &str,
     format: Format,
 ) {
-    body.extend_from_slice(format!("{index}) k:`{key}` -> v:`").as_bytes());
+    write!(body, "{index}) k:`").expect("a vector takes every write");
+    body.extend_from_slice(key.as_bytes());
+    body.extend_from_slice(b"` -> v:`");
     if format.is_raw {
         body.extend_from_slice(value);
     } else {
-        body.extend_from_slice(value::encode(value).as_bytes());
+        value::encode_to(value, body);
     }
-    body.extend_from_slice(format!("` owner:`{owner}`\n").as_bytes());
+    body.extend_from_slice(b"` owner:`");
+    body.extend_from_slice(owner.as_bytes());
+    body.extend_from_slice(b"`\n");
 }
 
 /// Writes an object with one text.

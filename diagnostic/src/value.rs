@@ -22,6 +22,15 @@ pub(crate) fn encode(value: &[u8]) -> String {
     STANDARD.encode(value)
 }
 
+/// Appends an encoded value.
+pub(crate) fn encode_to(value: &[u8], text: &mut Vec<u8>) {
+    let start = text.len();
+    let bytes = value.len().div_ceil(GROUP - 1) * GROUP;
+    text.resize(start + bytes, 0);
+    let encoded = STANDARD.encode_slice(value, &mut text[start..]);
+    assert_eq!(encoded, Ok(bytes), "the padded length is known");
+}
+
 /// Decodes a value of a request.
 pub(crate) fn decode(text: &[u8]) -> Result<Vec<u8>, Base64Error> {
     let mut value = Vec::with_capacity(text.len() / GROUP * 3 + 3);
