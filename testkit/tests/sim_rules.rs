@@ -335,6 +335,25 @@ fn of_two_processes_with_one_id_the_earlier_run_stops() {
     assert!(sim.members_agree());
 }
 
+/// C11 with one generation: the state directory was copied, and both go on with what it holds.
+#[test]
+fn of_two_processes_with_one_state_the_earlier_one_stops() {
+    for apart in [Duration::from_secs(1), Duration::from_mins(10)] {
+        let mut sim = Sim::cluster(Setup::new(1), 3);
+        sim.run_for(apart);
+        let copy = sim.start_copy_of(2);
+        sim.join(copy, 0);
+        let told = sim.run_until(Duration::from_secs(10), |sim| sim.met_twin(2));
+        assert!(told.is_some(), "the earlier one goes on");
+        sim.run_for(Duration::from_secs(30));
+        assert!(
+            !sim.met_twin(copy),
+            "the later one was told to stop as well"
+        );
+        assert!(sim.members_agree());
+    }
+}
+
 /// The other side of C11: the later run was an earlier process at another address, and nobody answers there any more.
 #[test]
 fn a_node_that_hears_of_a_later_run_elsewhere_that_is_gone_goes_on_above_it() {

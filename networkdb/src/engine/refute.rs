@@ -255,7 +255,7 @@ impl Engine {
         let later = known.and_then(|known| known.member.as_ref());
         let is_outdated = later.is_some_and(|later| {
             later.addr != sender.addr
-                && later.generation > sender.generation
+                && later.precedence() > sender.precedence()
                 && self.cluster.at(later.addr) == Some(&sender.node)
         });
         if is_outdated {

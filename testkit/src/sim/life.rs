@@ -64,6 +64,15 @@ impl Sim {
         }
     }
 
+    /// Starts a second node with a copy of what a node's disk holds, id and generation among it; returns its number.
+    pub fn start_copy_of(&mut self, number: usize) -> usize {
+        let copy = self.add_node_as(self.nodes[number].id.clone());
+        self.crash_with(copy, Disk::Lost);
+        self.nodes[copy].disk = self.nodes[number].disk.clone();
+        self.start(copy);
+        copy
+    }
+
     /// Stops a node without a word; its disk is kept.
     pub fn crash(&mut self, number: usize) {
         self.crash_with(number, Disk::Kept);
