@@ -27,8 +27,8 @@ pub(crate) struct Exposed {
 /// The diagnostic server of one node.
 #[derive(Debug, Default)]
 pub(crate) struct Diagnostics {
-    /// The address that was asked for.
-    wanted: Option<SocketAddr>,
+    /// What was asked for.
+    wanted: Option<Exposed>,
     running: Option<Running>,
 }
 
@@ -128,40 +128,73 @@ impl Diagnostics {
             told.mount(server.routes())?;
         }
         Ok(Self {
-            wanted: wanted.map(|exposed| exposed.addr),
+            wanted: wanted.cloned(),
             running: server.map(|server| serve(server, db)),
         })
     }
 
-    /// Goes on, off or elsewhere, or lets others in; after an error it is as before, or off when only the address changes.
-    /// Requests in flight come to their end.
+    /// Goes on, off or elsewhere, or lets others in. Requests in flight come to their end. After an error it is as before;
+    /// where the old address had to be given up first, it is taken again.
     pub(crate) async fn set(
         &mut self,
         wanted: Option<&Exposed>,
         db: &NetworkDb,
         told: &Told,
     ) -> Result<()> {
-        let addr = wanted.map(|exposed| exposed.addr);
-        if addr == self.wanted {
+        let addr = |exposed: Option<&Exposed>| exposed.map(|exposed| exposed.addr);
+        let before = self.wanted.clone();
+        if addr(wanted) == addr(before.as_ref()) {
             if let (Some(running), Some(exposed)) = (&self.running, wanted) {
                 running.set_access(exposed.access.clone());
                 running.set_tls(exposed.tls.clone());
+                info!(
+                    "Access to the diagnostic server listening on {} is as the files say now",
+                    running.local_addr().port()
+                );
                 exposed.warn();
+                self.wanted = Some(exposed.clone());
             }
             return Ok(());
         }
-        let port = |addr: Option<SocketAddr>| addr.map(|addr| addr.port());
+        let port = |exposed| addr(exposed).map(|addr| addr.port());
         // A wildcard address and a specific one exclude each other on one port, so the old listener goes first.
-        if port(addr) == port(self.wanted) {
+        if port(wanted) == port(before.as_ref()) {
             self.retire().await;
         }
         let server = match wanted {
-            Some(exposed) => Some(exposed.bind().await?),
+            Some(exposed) => match exposed.bind().await {
+                Ok(server) => Some(server),
+                Err(error) => return Err(self.back_to(before, error, db, told).await),
+            },
             None => None,
         };
         self.retire().await;
         *self = Self::start(wanted, server, db, told)?;
         Ok(())
+    }
+
+    /// Listens where it did when it has given that up; returns why it could not go elsewhere, and whether it is off.
+    async fn back_to(
+        &mut self,
+        before: Option<Exposed>,
+        error: anyhow::Error,
+        db: &NetworkDb,
+        told: &Told,
+    ) -> anyhow::Error {
+        let Some(exposed) = before.filter(|_| self.running.is_none()) else {
+            return error;
+        };
+        let again = match exposed.bind().await {
+            Ok(server) => Self::start(Some(&exposed), Some(server), db, told),
+            Err(again) => Err(again),
+        };
+        match again {
+            Ok(diagnostics) => {
+                *self = diagnostics;
+                error
+            }
+            Err(again) => error.context(format!("it is off now: {again:#}")),
+        }
     }
 
     /// Goes off while the node runs on.

@@ -173,9 +173,19 @@ fn hangup_turns_diagnostics_on_moves_them_and_turns_them_off() -> Result<()> {
     process.logged("network-diagnostic-prot", 1)?;
     ensure!(http::get(second, "/ready")?.body == "OK\nOK");
 
+    // An address of nobody, on the port that has to be given up for it.
+    reload(
+        &process,
+        r#"{"network-diagnostic-port": 0, "diagnostic-addr": "192.0.2.1", "diagnostic-insecure": true}"#,
+    )?;
+    process.logged("diagnostic server not changed", 1)?;
+    let third = listening(&mut process, 3)?;
+    ensure!(third.ip() == second.ip());
+    ensure!(http::get(third, "/ready")?.body == "OK\nOK");
+
     reload(&process, "{}")?;
-    process.logged("Disabling the diagnostic server", 2)?;
-    until("the listener to close", SOON, || Ok(is_closed(second)))?;
+    process.logged("Disabling the diagnostic server", 3)?;
+    until("the listener to close", SOON, || Ok(is_closed(third)))?;
     process.signal(Signal::TERM)?;
     ensure!(process.exit_code()? == Some(0));
     Ok(())
