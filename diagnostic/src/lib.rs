@@ -40,6 +40,7 @@ mod entries;
 mod failure;
 mod json;
 mod listing;
+pub mod logfmt;
 mod metrics;
 mod params;
 mod patience;

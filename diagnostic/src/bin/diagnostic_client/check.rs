@@ -5,12 +5,12 @@ use std::io::BufRead;
 
 use anyhow::{Context, Result, ensure};
 use diagnostic::ClientError;
+use diagnostic::logfmt::{Logger, quoted};
 use prost::Message;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::{Entry, Peer, Place, Server};
 use crate::args::{Args, Table};
-use crate::logfmt::{Logger, quoted};
 use crate::record::{EndpointRecord, PeerRecord, address, decode, list};
 
 /// Longest answer to a question that is read.
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args, server: &Server, log: &Logger) -> Result<()
         (Ok(()), left) => left,
         (Err(error), left) => {
             if let Err(also) = left {
-                log.error(&also);
+                log.error(&*also);
             }
             Err(error)
         }
@@ -136,7 +136,7 @@ fn check<'a>(
             Ok(record) => log.debug(|| format!("key:{key} value:{record} owner:{owner}")),
             Err(error) => log.warn_because(
                 &format!("The element with key:{key} has a value that cannot be decoded"),
-                &error,
+                &format!("{error:#}"),
             ),
         }
         let missing = nodes.miss(owner);
@@ -184,7 +184,7 @@ async fn remediate(
             continue;
         };
         let is_silent = error.downcast_ref::<ClientError>().is_some();
-        log.error(&error.context(format!("Cannot delete key:{key}")));
+        log.error(&*error.context(format!("Cannot delete key:{key}")));
         if is_silent {
             break;
         }

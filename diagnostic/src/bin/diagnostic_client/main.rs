@@ -6,7 +6,6 @@
 mod api;
 mod args;
 mod check;
-mod logfmt;
 mod record;
 
 use std::io::Write;
@@ -14,10 +13,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use diagnostic::Client;
+use diagnostic::logfmt::Logger;
 
 use crate::api::Server;
 use crate::args::{Args, Stop};
-use crate::logfmt::Logger;
 
 /// Says that this daemon is one to try things on, so that its networks may be left.
 const DISPOSABLE: &str = "DIND_CLIENT";
@@ -36,7 +35,7 @@ fn main() -> ExitCode {
     match run(&args, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log.fatal(&error);
+            log.fatal(&*error);
             ExitCode::FAILURE
         }
     }

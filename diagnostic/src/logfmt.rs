@@ -3,15 +3,16 @@
 //! What is logged comes from servers and tables that anyone may have written. Whatever is not printable is escaped as Go
 //! does, in both forms, so that a key cannot steer the terminal or begin a line of its own.
 
+use std::error::Error;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
-/// Writes the log.
-#[derive(Debug)]
-pub(crate) struct Logger {
+/// Writes the log. Clones write the same one.
+#[derive(Clone, Debug)]
+pub struct Logger {
     start: Instant,
     offset: UtcOffset,
     is_terminal: bool,
@@ -20,11 +21,16 @@ pub(crate) struct Logger {
 
 /// How much a line matters.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Level {
+pub enum Level {
+    /// What was read.
     Debug,
+    /// A step.
     Info,
+    /// Something to look at.
     Warning,
+    /// Something failed and the rest goes on.
     Error,
+    /// What ends the program.
     Fatal,
 }
 
@@ -32,13 +38,16 @@ pub(crate) enum Level {
 struct Line<'a> {
     level: Level,
     message: &'a str,
-    /// What is behind it.
-    error: Option<&'a str>,
+    /// What is behind it, by name.
+    fields: &'a [(&'a str, &'a str)],
 }
 
 impl Logger {
     /// A log that starts at this moment; debug lines are written when it is verbose.
-    pub(crate) fn new(is_verbose: bool) -> Self {
+    ///
+    /// The local time zone is read here, which works while the program has one thread.
+    #[must_use]
+    pub fn new(is_verbose: bool) -> Self {
         Self {
             start: monotonic(),
             // A system that does not tell its time zone gets UTC.
@@ -49,48 +58,50 @@ impl Logger {
     }
 
     /// Logs what was read; the text is not made unless it is wanted.
-    pub(crate) fn debug(&self, message: impl FnOnce() -> String) {
+    pub fn debug(&self, message: impl FnOnce() -> String) {
         if self.is_verbose {
-            self.write(Level::Debug, &message(), None);
+            self.write(Level::Debug, &message(), &[]);
         }
     }
 
     /// Logs a step.
-    pub(crate) fn info(&self, message: &str) {
-        self.write(Level::Info, message, None);
+    pub fn info(&self, message: &str) {
+        self.write(Level::Info, message, &[]);
     }
 
     /// Logs something to look at.
-    pub(crate) fn warn(&self, message: &str) {
-        self.write(Level::Warning, message, None);
+    pub fn warn(&self, message: &str) {
+        self.write(Level::Warning, message, &[]);
     }
 
     /// Logs something to look at, and why it is so.
-    pub(crate) fn warn_because(&self, message: &str, error: &anyhow::Error) {
-        self.write(Level::Warning, message, Some(&format!("{error:#}")));
+    pub fn warn_because(&self, message: &str, reason: &str) {
+        self.write(Level::Warning, message, &[("error", reason)]);
     }
 
     /// Logs something that failed while the rest goes on.
-    pub(crate) fn error(&self, error: &anyhow::Error) {
+    pub fn error(&self, error: &(dyn Error + 'static)) {
         self.write_error(Level::Error, error);
     }
 
     /// Logs what ends the program.
-    pub(crate) fn fatal(&self, error: &anyhow::Error) {
+    pub fn fatal(&self, error: &(dyn Error + 'static)) {
         self.write_error(Level::Fatal, error);
     }
 
-    fn write_error(&self, level: Level, error: &anyhow::Error) {
+    fn write_error(&self, level: Level, error: &(dyn Error + 'static)) {
         // Errors here have their source in their text; below the second there is nothing new.
-        let cause = error.chain().nth(1).map(ToString::to_string);
-        self.write(level, &error.to_string(), cause.as_deref());
+        let cause = error.source().map(ToString::to_string);
+        let fields = cause.as_deref().map(|cause| ("error", cause));
+        self.write(level, &error.to_string(), fields.as_slice());
     }
 
-    fn write(&self, level: Level, message: &str, error: Option<&str>) {
+    /// Logs a line with fields behind its message.
+    pub fn write(&self, level: Level, message: &str, fields: &[(&str, &str)]) {
         let line = Line {
             level,
             message,
-            error,
+            fields,
         };
         let line = if self.is_terminal {
             line.coloured(self.start.elapsed().as_secs())
@@ -135,9 +146,8 @@ impl Line<'_> {
             self.level.name(),
             value(self.message)
         );
-        if let Some(error) = self.error {
-            line.push_str(" error=");
-            line.push_str(&value(error));
+        for (name, text) in self.fields {
+            line.push_str(&format!(" {name}={}", value(text)));
         }
         line.push('\n');
         line
@@ -148,8 +158,8 @@ impl Line<'_> {
         let (name, colour) = self.level.short();
         let message = printable(self.message);
         let mut line = format!("\x1b[{colour}m{name}\x1b[0m[{seconds:04}] {message:<44} ");
-        if let Some(error) = self.error {
-            line.push_str(&format!(" \x1b[{colour}merror\x1b[0m={}", value(error)));
+        for (name, text) in self.fields {
+            line.push_str(&format!(" \x1b[{colour}m{name}\x1b[0m={}", value(text)));
         }
         line.push('\n');
         line
@@ -157,7 +167,8 @@ impl Line<'_> {
 }
 
 /// Writes text in quotes, as Go's `%q`.
-pub(crate) fn quoted(text: &str) -> String {
+#[must_use]
+pub fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
     for c in text.chars() {
@@ -229,11 +240,11 @@ mod tests {
 
     use super::*;
 
-    fn line<'a>(level: Level, message: &'a str, error: Option<&'a str>) -> Line<'a> {
+    fn line<'a>(level: Level, message: &'a str, fields: &'a [(&'a str, &'a str)]) -> Line<'a> {
         Line {
             level,
             message,
-            error,
+            fields,
         }
     }
 
@@ -241,13 +252,13 @@ mod tests {
     fn machines_get_logfmt() {
         let time = OffsetDateTime::from_unix_timestamp(1_795_468_960).unwrap();
         let time = time.replace_nanosecond(999_999_999).unwrap();
-        let text = line(Level::Info, "Fetch cluster peers", None).logfmt(time);
+        let text = line(Level::Info, "Fetch cluster peers", &[]).logfmt(time);
         assert_eq!(
             text,
             "time=\"2026-11-23T21:22:40Z\" level=info msg=\"Fetch cluster peers\"\n"
         );
         let east = time.to_offset(UtcOffset::from_hms(1, 30, 0).unwrap());
-        let text = line(Level::Fatal, "word", Some("it broke")).logfmt(east);
+        let text = line(Level::Fatal, "word", &[("error", "it broke")]).logfmt(east);
         assert_eq!(
             text,
             "time=\"2026-11-23T22:52:40+01:30\" level=fatal msg=word error=\"it broke\"\n"
@@ -256,7 +267,7 @@ mod tests {
 
     #[test]
     fn terminals_get_colours_and_seconds() {
-        let text = line(Level::Info, "Fetch cluster peers", None).coloured(7);
+        let text = line(Level::Info, "Fetch cluster peers", &[]).coloured(7);
         let padded = "Fetch cluster peers".to_owned() + &" ".repeat(25);
         assert_eq!(text, format!("\x1b[36mINFO\x1b[0m[0007] {padded} \n"));
         for (level, start) in [
@@ -265,7 +276,7 @@ mod tests {
             (Level::Error, "\x1b[31mERRO\x1b[0m[12345] "),
             (Level::Fatal, "\x1b[31mFATA\x1b[0m[12345] "),
         ] {
-            let text = line(level, "x", Some("y z")).coloured(12_345);
+            let text = line(level, "x", &[("error", "y z")]).coloured(12_345);
             let (colour, _) = start.split_once('m').unwrap();
             let error = format!("x{}  {colour}merror\x1b[0m=\"y z\"\n", " ".repeat(43));
             assert_eq!(text, format!("{start}{error}"));
@@ -296,7 +307,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_steers_a_terminal(text in any::<String>(), error in any::<String>()) {
-            let line = line(Level::Warning, &text, Some(&error));
+            let fields = [("error", error.as_str())];
+            let line = line(Level::Warning, &text, &fields);
             let plain = line.logfmt(OffsetDateTime::UNIX_EPOCH);
             prop_assert!(!plain.trim_end_matches('\n').contains(char::is_control));
             let coloured = line.coloured(0);
