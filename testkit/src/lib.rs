@@ -4,6 +4,7 @@
 //! * [`fuzz`] is what the fuzz targets run.
 //! * [`op`] is what can be done to such a cluster, [`model`] what should come of it, [`check`] whether it does.
 //! * [`e2e`] starts the real `networkdb` program and talks to it over loopback.
+//! * [`service`] is what the test service `networkdb-test` answers beyond a diagnostic server.
 //! * [`mod@bench`] measures what the project promises.
 
 pub mod bench;
@@ -12,4 +13,5 @@ pub mod e2e;
 pub mod fuzz;
 pub mod model;
 pub mod op;
+pub mod service;
 pub mod sim;
