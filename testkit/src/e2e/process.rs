@@ -48,13 +48,19 @@ impl Process {
 
     /// Starts another program with arguments.
     pub fn start_program<S: AsRef<str>>(program: &Path, args: &[S]) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args(args.iter().map(AsRef::as_ref))
+        let mut command = Command::new(program);
+        command.args(args.iter().map(AsRef::as_ref));
+        Self::start_command(command)
+    }
+
+    /// Starts a program as it is described, but for its pipes.
+    pub fn start_command(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .with_context(|| format!("start {}", program.display()))?;
+            .with_context(|| format!("start {}", command.get_program().display()))?;
         let stdout = collect(child.stdout.take().context("stdout is piped")?);
         let stderr = collect(child.stderr.take().context("stderr is piped")?);
         Ok(Self {
