@@ -1,4 +1,5 @@
-//! A client of diagnostic servers, this one and Docker's: one request, one answer, over a connection of its own.
+//! A client of diagnostic servers, this one and Docker's: one request, one answer, over a connection of its own or, for those
+//! who ask much, over one that is kept.
 
 use std::fmt;
 use std::io;
@@ -8,11 +9,14 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -26,6 +30,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Largest answer that is kept: a table of some millions of entries.
 const BODY_BYTES_MAX: usize = 2 << 30;
 
+/// Connections that are kept; others are closed after their answer.
+const KEPT_MAX: usize = 8;
+
 /// Asks one diagnostic server.
 #[derive(Clone)]
 pub struct Client {
@@ -33,6 +40,8 @@ pub struct Client {
     port: u16,
     token: Option<HeaderValue>,
     tls: Option<TlsConnector>,
+    /// Idle connections, shared by all clones; none when no connection is kept.
+    kept: Option<Arc<Mutex<Vec<Connection>>>>,
 }
 
 /// What a server has answered.
@@ -127,7 +136,15 @@ impl Client {
             port,
             token: None,
             tls: None,
+            kept: None,
         }
+    }
+
+    /// Keeps connections for the next requests. All of them have to be made in one runtime.
+    #[must_use]
+    pub fn with_kept_connections(mut self) -> Self {
+        self.kept = Some(Arc::default());
+        self
     }
 
     /// Brings the first token of a file with every request; a file as the server reads it will do.
@@ -191,13 +208,28 @@ impl Client {
             target: target.to_owned(),
             source,
         })?;
+        while let Some(mut connection) = self.kept() {
+            // A server may close it at any time, and has not seen what was not sent.
+            if connection.sender.ready().await.is_ok() {
+                return self.exchange(connection, request).await;
+            }
+        }
         let connected = timeout(CONNECT_WAIT, self.connect()).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let stream = connected.map_err(|source| ClientError::Connect {
             addr: self.addr(),
             source,
         })?;
-        self.exchange(stream, request).await
+        let connection = handshake(TokioIo::new(stream)).await;
+        let (sender, connection) = connection.map_err(|source| self.broken(source))?;
+        // What goes wrong with it is told by the request.
+        let task = tokio::spawn(async move { drop(connection.await) });
+        self.exchange(Connection { sender, task }, request).await
+    }
+
+    /// Returns a connection from an earlier request.
+    fn kept(&self) -> Option<Connection> {
+        self.kept.as_ref()?.lock().pop()
     }
 
     async fn connect(&self) -> io::Result<Box<dyn Stream>> {
@@ -212,43 +244,41 @@ impl Client {
 
     async fn exchange(
         &self,
-        stream: Box<dyn Stream>,
+        mut connection: Connection,
         request: Request<Full<Bytes>>,
     ) -> Result<Answer, ClientError> {
-        let addr = || self.addr();
-        let broken = |source| ClientError::Broken {
-            addr: addr(),
-            source,
-        };
-        let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-        let (mut sender, connection) = handshake.await.map_err(broken)?;
-        // What goes wrong with it is told by the request.
-        let connection = tokio::spawn(async move { drop(connection.await) });
-        let answer = async {
-            let silent = |_| ClientError::Silent { addr: addr() };
-            let response = timeout(SILENCE_MAX, sender.send_request(request)).await;
-            let (head, mut body) = response.map_err(silent)?.map_err(broken)?.into_parts();
-            let mut bytes = BytesMut::new();
-            while let Some(frame) = timeout(SILENCE_MAX, body.frame()).await.map_err(silent)? {
-                let Ok(data) = frame.map_err(broken)?.into_data() else {
-                    continue;
-                };
-                if bytes.len() + data.len() > BODY_BYTES_MAX {
-                    return Err(ClientError::TooLarge { addr: addr() });
-                }
-                bytes.extend_from_slice(&data);
+        let broken = |source| self.broken(source);
+        let silent = |_| ClientError::Silent { addr: self.addr() };
+        let response = timeout(SILENCE_MAX, connection.sender.send_request(request)).await;
+        let (head, mut body) = response.map_err(silent)?.map_err(broken)?.into_parts();
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = timeout(SILENCE_MAX, body.frame()).await.map_err(silent)? {
+            let Ok(data) = frame.map_err(broken)?.into_data() else {
+                continue;
+            };
+            if bytes.len() + data.len() > BODY_BYTES_MAX {
+                return Err(ClientError::TooLarge { addr: self.addr() });
             }
-            let content_type = head.headers.get(CONTENT_TYPE);
-            let content_type = content_type.map(|it| String::from_utf8_lossy(it.as_bytes()));
-            Ok(Answer {
-                status: head.status.as_u16(),
-                content_type: content_type.unwrap_or_default().into_owned(),
-                body: bytes.freeze(),
-            })
-        };
-        let answer = answer.await;
-        connection.abort();
-        answer
+            bytes.extend_from_slice(&data);
+        }
+        if let Some(kept) = &self.kept {
+            let mut kept = kept.lock();
+            if kept.len() < KEPT_MAX && !connection.sender.is_closed() {
+                kept.push(connection);
+            }
+        }
+        let content_type = head.headers.get(CONTENT_TYPE);
+        let content_type = content_type.map(|it| String::from_utf8_lossy(it.as_bytes()));
+        Ok(Answer {
+            status: head.status.as_u16(),
+            content_type: content_type.unwrap_or_default().into_owned(),
+            body: bytes.freeze(),
+        })
+    }
+
+    fn broken(&self, source: hyper::Error) -> ClientError {
+        let addr = self.addr();
+        ClientError::Broken { addr, source }
     }
 }
 
@@ -274,7 +304,19 @@ impl fmt::Debug for Client {
     }
 }
 
-/// A connection, in TLS or not.
+/// A connection, and the task that serves it.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a connection is made of, in TLS or not.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -318,6 +360,44 @@ mod tests {
         let error = error.unwrap_err();
         assert!(matches!(error, ClientError::Connect { .. }));
         assert!(error.to_string().contains(&format!("127.0.0.1:{port}")));
+    }
+
+    #[tokio::test]
+    async fn kept_connections_are_used_again_and_closed_ones_replaced() {
+        use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // Each connection answers two requests with its number, and is closed then.
+        let server = tokio::spawn(async move {
+            for number in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = BufReader::new(stream);
+                for _ in 0..2 {
+                    let mut line = String::new();
+                    while line != "\r\n" {
+                        line.clear();
+                        stream.read_line(&mut line).await.unwrap();
+                    }
+                    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{number}");
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        let client = Client::new("127.0.0.1", port).with_kept_connections();
+        for number in ["0", "1"] {
+            for _ in 0..2 {
+                assert_eq!(client.get("/ready").await.unwrap().text(), number);
+            }
+            // The end of a connection is seen when its task runs.
+            let is_open = || {
+                let kept = client.kept.as_ref().unwrap().lock();
+                kept.iter().any(|kept| !kept.sender.is_closed())
+            };
+            while is_open() {
+                tokio::task::yield_now().await;
+            }
+        }
+        server.await.unwrap();
     }
 
     #[tokio::test]

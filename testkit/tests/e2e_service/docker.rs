@@ -32,22 +32,20 @@ impl Docker {
                 Arc::clone(&docker.broken),
                 Arc::clone(&keys),
             );
+            let answer = move |target: &str| {
+                let mut asked = asked.lock().expect("no holder panics");
+                asked.push((ip, target.to_owned()));
+                if *broken.lock().expect("no holder panics") {
+                    return "nonsense".to_owned();
+                }
+                docker_answer(target, &mut keys.lock().expect("no holder panics"))
+            };
+            let answer = Arc::new(answer);
             thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
-                    let answer = |target: &str| {
-                        asked
-                            .lock()
-                            .expect("no holder panics")
-                            .push((ip, target.to_owned()));
-                        match *broken.lock().expect("no holder panics") {
-                            true => "nonsense".to_owned(),
-                            false => {
-                                docker_answer(target, &mut keys.lock().expect("no holder panics"))
-                            }
-                        }
-                    };
+                    let answer = Arc::clone(&answer);
                     // A client that is gone has failed its test by itself.
-                    drop(serve(stream, answer));
+                    thread::spawn(move || drop(serve(stream, &*answer)));
                 }
             });
         }
@@ -59,25 +57,27 @@ impl Docker {
     }
 }
 
-/// Reads a request and answers it as Go's server does, which keeps the connection.
-fn serve(stream: TcpStream, answer: impl Fn(&str) -> String) -> Result<()> {
+/// Answers requests as Go's server does, which keeps the connection.
+fn serve(stream: TcpStream, answer: &impl Fn(&str) -> String) -> Result<()> {
     let mut stream = BufReader::new(stream);
-    let mut lines = (&mut stream).lines();
-    let first = lines.next().context("a request")??;
-    for line in lines {
-        if line?.is_empty() {
-            break;
+    loop {
+        let mut head = Vec::new();
+        for line in (&mut stream).lines() {
+            match line? {
+                line if line.is_empty() => break,
+                line => head.push(line),
+            }
         }
+        let Some(first) = head.first() else {
+            return Ok(());
+        };
+        let body = answer(first.split(' ').nth(1).context("a target")?);
+        let length = body.len();
+        let head = "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT";
+        let content = "Content-Type: text/plain; charset=utf-8";
+        let reply = format!("{head}\r\nContent-Length: {length}\r\n{content}\r\n\r\n{body}");
+        stream.get_mut().write_all(reply.as_bytes())?;
     }
-    let target = first.split(' ').nth(1).context("a target")?;
-    let body = answer(target);
-    let head = "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Type: text/plain; charset=utf-8";
-    let length = body.len();
-    write!(
-        stream.get_mut(),
-        "{head}\r\nContent-Length: {length}\r\n\r\n{body}"
-    )?;
-    Ok(())
 }
 
 fn docker_answer(target: &str, keys: &mut BTreeSet<String>) -> String {

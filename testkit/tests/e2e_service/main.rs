@@ -89,6 +89,10 @@ fn every_command_does_its_work_on_three_servers() -> Result<()> {
     service.passes("leave", &[])?;
     service.passes("cluster-peers", &["1", "10"])?;
     service.fails("fail", &[], "error error error")?;
+    let mut asleep = service.client("debug", &[])?;
+    asleep.logged("Starting with arguments", 1)?;
+    asleep.signal(Signal::KILL)?;
+    ensure!(asleep.exit_code()?.is_none());
     service.stop()
 }
 

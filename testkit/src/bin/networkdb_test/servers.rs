@@ -1,7 +1,6 @@
 //! The servers under test: one request to one of them, or to all at once.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,7 +20,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 pub(crate) struct Server {
     /// Its address, which names it.
     pub(crate) ip: IpAddr,
-    client: Arc<Client>,
+    client: Client,
     patience: Duration,
 }
 
@@ -30,7 +29,7 @@ impl Server {
     pub(crate) fn new(ip: IpAddr, port: u16, patience: Duration) -> Self {
         Self {
             ip,
-            client: Arc::new(Client::new(&ip.to_string(), port)),
+            client: Client::new(&ip.to_string(), port).with_kept_connections(),
             patience,
         }
     }
