@@ -62,7 +62,7 @@ struct Departure {
 
 /// Runs a command.
 pub(crate) async fn run(args: &ClientArgs, log: &Logger) -> Result<()> {
-    let given: Vec<String> = std::env::args().skip(2).collect();
+    let given: Vec<_> = std::env::args_os().skip(2).collect();
     log.info(&format!("[CLIENT] Starting with arguments {given:?}"));
     let client = Client {
         options: &args.options,
