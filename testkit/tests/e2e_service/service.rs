@@ -12,8 +12,8 @@ use testkit::e2e::process::{Process, Signal, note};
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_networkdb-test");
 
-/// Port of the diagnostic servers. Other programs of the machine have not got it on these addresses.
-pub(crate) const PORT: u16 = 8000;
+/// Port of the diagnostic servers, one that hardly any other program takes on all addresses.
+pub(crate) const PORT: u16 = 18_946;
 
 /// Servers of a service.
 pub(crate) const SERVERS: u8 = 3;
