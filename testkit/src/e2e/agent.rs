@@ -47,7 +47,11 @@ impl Agent {
                 all.extend([flag, value]);
             }
         }
-        let process = Process::start(&all)?;
+        Self::started(id, Process::start(&all)?)
+    }
+
+    /// Waits until an agent that was started with diagnostics on says where it listens.
+    pub fn started(id: &str, process: Process) -> Result<Self> {
         let gossip = process.line("gossip listening on ", 1)?.parse()?;
         let diagnostic = process
             .line("diagnostic server listening on ", 1)?

@@ -96,6 +96,12 @@ impl Process {
         lock(&self.stderr).lines.clone()
     }
 
+    /// Returns the process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill_process(self.pid()?, signal).context("send a signal")
@@ -203,19 +209,29 @@ pub fn binary() -> Result<PathBuf> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = BINARY.get_or_init(|| match std::env::var_os("NETWORKDB_BIN") {
         Some(path) => Ok(path.into()),
-        None => built_binary().map_err(|error| format!("{error:#}")),
+        None => built_binary("networkdb", "agent").map_err(|error| format!("{error:#}")),
     });
     found.clone().map_err(anyhow::Error::msg)
 }
 
-/// Finds the binary beside the running test; cargo puts that into `deps` of the same directory.
-fn built_binary() -> Result<PathBuf> {
+/// Returns the path of `testkit`, which runs the helpers of a test: this program, or one beside it as for [`binary`].
+pub fn testkit_binary() -> Result<PathBuf> {
+    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = BINARY.get_or_init(|| match std::env::current_exe() {
+        Ok(path) if path.ends_with("testkit") => Ok(path),
+        _ => built_binary("testkit", "testkit").map_err(|error| format!("{error:#}")),
+    });
+    found.clone().map_err(anyhow::Error::msg)
+}
+
+/// Finds a binary beside the running test; cargo puts that into `deps` of the same directory.
+fn built_binary(name: &str, package: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test
         .ancestors()
         .find(|dir| dir.ends_with("debug") || dir.ends_with("release"))
         .context("the test runs from a target directory of cargo")?;
-    let path = profile.join("networkdb");
+    let path = profile.join(name);
     if is_current(&path) {
         return Ok(path);
     }
@@ -223,14 +239,18 @@ fn built_binary() -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--package", "agent", "--target-dir"])
+        .args(["build", "--quiet", "--package", package, "--bin", name])
+        .arg("--target-dir")
         .arg(profile.parent().context("a profile has a directory")?)
         .current_dir(workspace);
     if profile.ends_with("release") {
         command.arg("--release");
     }
     let status = command.status().context("run cargo build")?;
-    ensure!(status.success(), "cargo build --package agent: {status}");
+    ensure!(
+        status.success(),
+        "cargo build --package {package}: {status}"
+    );
     Ok(path)
 }
 
