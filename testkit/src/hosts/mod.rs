@@ -1,0 +1,292 @@
+//! Many hosts on one machine: network namespaces joined by a bridge, real processes in them, and faults.
+//!
+//! A host is a namespace with an address on `eth0`, a loopback of its own, and a hosts file that knows the others as
+//! `host1`, `host2` and so on. The bridge is in a namespace too, so the machine's own network is not touched. [`Hosts`]
+//! takes everything down when it goes; if its process is killed, a [keeper](keep) does.
+//!
+//! Frames go through the kernel until a [`fault`] asks for delay, loss, duplicates or another order: then a relay
+//! in user space takes the place of the bridge's port of that host. Rates are tbf, partitions nftables on the bridge.
+//!
+//! All of it needs root, and `ip`, `tc` (iproute2), `nft` and `ethtool`.
+
+mod apply;
+mod cleanup;
+mod command;
+pub mod fault;
+mod flap;
+mod net;
+mod process;
+pub mod relay;
+mod shape;
+pub mod state;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+pub use cleanup::keep;
+pub use flap::flap;
+pub use process::{HostProcess, Program};
+pub use shape::Counts;
+
+use crate::e2e::process::Signal;
+use cleanup::Keeper;
+use fault::{Action, Fault};
+use state::{HOSTS_MAX, Lock, ProcessId, State};
+
+/// How to make hosts.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The third byte of the addresses.
+    pub subnet: u8,
+    /// Names that stand for all hosts, such as `tasks.testdb`.
+    pub names_of_all: Vec<String>,
+    /// Whether they stay when this process ends.
+    pub detached: bool,
+}
+
+/// Hosts that are up. Unless detached, they go with this handle, or with its process however that ends.
+#[derive(Debug)]
+pub struct Hosts {
+    name: String,
+    keeper: Option<Keeper>,
+}
+
+impl Hosts {
+    /// Makes hosts. What a dead process left under the same name goes first; hosts that are still somebody's stay.
+    pub fn up(name: &str, count: usize, options: &Options) -> Result<Self> {
+        check_root()?;
+        ensure!(
+            (1..=HOSTS_MAX).contains(&count),
+            "there are 1 to {HOSTS_MAX} hosts, not {count}"
+        );
+        let lock = Lock::take(name)?;
+        match State::load(name)? {
+            Some(old) if old.is_stale() => cleanup::tear_down(&old)?,
+            Some(_) => bail!("hosts named {name} are up already"),
+            None => {}
+        }
+        let state = State {
+            name: name.to_owned(),
+            count,
+            subnet: options.subnet,
+            names_of_all: options.names_of_all.clone(),
+            owner: match options.detached {
+                true => None,
+                false => Some(ProcessId::own()?),
+            },
+            started: Vec::new(),
+            faults: BTreeMap::new(),
+            next_fault: 1,
+            relays: BTreeMap::new(),
+            flaps: BTreeMap::new(),
+            limited: BTreeSet::new(),
+        };
+        let built = make(&state, options.detached);
+        // A state file that stayed says what could not be taken down.
+        if built.is_err() && State::load(name)?.is_none() {
+            lock.finish()?;
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            keeper: built?,
+        })
+    }
+
+    /// Returns hosts that somebody else made, and that stay when this handle goes.
+    pub fn attach(name: &str) -> Result<Self> {
+        check_root()?;
+        State::load(name)?.with_context(|| format!("no hosts named {name} are up"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            keeper: None,
+        })
+    }
+
+    /// Reads what is known of them.
+    pub fn state(&self) -> Result<State> {
+        State::load(&self.name)?.with_context(|| format!("hosts {} were taken down", self.name))
+    }
+
+    /// Returns the address of a host.
+    pub fn address(&self, host: usize) -> Result<Ipv4Addr> {
+        let state = self.state()?;
+        state.check_host(host)?;
+        Ok(state.address(host))
+    }
+
+    /// Returns the IPv6 address of a host.
+    pub fn address_v6(&self, host: usize) -> Result<Ipv6Addr> {
+        let state = self.state()?;
+        state.check_host(host)?;
+        Ok(state.address_v6(host))
+    }
+
+    /// Runs something on a thread of its own whose network is that of a host. Sockets it opens stay there.
+    pub fn enter<T: Send>(&self, host: usize, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let state = self.state()?;
+        state.check_host(host)?;
+        net::enter(&state.namespace(host), work)
+    }
+
+    /// Adds a fault and returns its number.
+    pub fn add(&self, fault: Fault) -> Result<u64> {
+        fault.check()?;
+        self.change(|state| {
+            let all = fault.hosts();
+            all.iter().try_for_each(|host| state.check_host(*host))?;
+            if let Fault::Pause { hosts } = &fault {
+                signal_all(state, hosts, Signal::STOP)?;
+            }
+            let number = state.next_fault;
+            state.next_fault += 1;
+            state.faults.insert(number, fault);
+            apply::apply(state)?;
+            Ok(number)
+        })
+    }
+
+    /// Takes faults away, all if none is named, and returns how many there were.
+    pub fn clear(&self, numbers: &[u64]) -> Result<usize> {
+        self.change(|state| {
+            for number in numbers {
+                let is_known = state.faults.contains_key(number);
+                ensure!(is_known, "{} has no fault {number}", state.name);
+            }
+            let before = state.faults.len();
+            let is_meant = |number: &u64| numbers.is_empty() || numbers.contains(number);
+            let cleared = state.faults.extract_if(.., |number, _| is_meant(number));
+            for (_, fault) in cleared.collect::<Vec<_>>() {
+                if let Fault::Pause { hosts } = fault {
+                    signal_all(state, &hosts, Signal::CONT)?;
+                }
+            }
+            apply::apply(state)?;
+            Ok(before - state.faults.len())
+        })
+    }
+
+    /// Does something once.
+    pub fn act(&self, action: &Action) -> Result<()> {
+        let (hosts, signal) = match action {
+            Action::Kill(hosts) | Action::Restart(hosts) => (hosts, Signal::KILL),
+            Action::Term(hosts) => (hosts, Signal::TERM),
+        };
+        let state = self.state()?;
+        let is_meant = |started: &&state::Started| hosts.contains(&started.host);
+        let started: Vec<_> = state.started.iter().filter(is_meant).cloned().collect();
+        self.signal(hosts, signal)?;
+        if matches!(action, Action::Restart(_)) {
+            for started in started {
+                let program = Program {
+                    command: started.command,
+                    ..Program::default()
+                };
+                self.spawn_detached(started.host, &program)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Signals all that runs on hosts, and returns how many processes that were.
+    pub fn signal(&self, hosts: &[usize], signal: Signal) -> Result<usize> {
+        signal_all(&self.state()?, hosts, signal)
+    }
+
+    /// Returns what the relay of a host counted of frames to it and from it; none without a fault that needs one.
+    pub fn counts(&self, host: usize) -> Result<Option<relay::Told>> {
+        let state = self.state()?;
+        state.check_host(host)?;
+        if !state.relays.contains_key(&host) {
+            return Ok(None);
+        }
+        relay::ask(&relay::socket(&state.name, host), &relay::Ask::Count).map(Some)
+    }
+
+    /// Takes everything down.
+    pub fn down(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        let Some(keeper) = self.keeper.take() else {
+            return Ok(());
+        };
+        cleanup::down(&self.name, Some(ProcessId::own()?))?;
+        keeper.dismiss()
+    }
+
+    /// Changes the state under its lock; it is saved even if the change fails halfway, as some of it may be done.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let lock = Lock::take(&self.name)?;
+        let Some(mut state) = State::load(&self.name)? else {
+            lock.finish()?;
+            bail!("hosts {} were taken down", self.name);
+        };
+        let result = change(&mut state);
+        state.save()?;
+        drop(lock);
+        result
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        // The state file stays if this fails, for the next one of the same name.
+        drop(self.take_down());
+    }
+}
+
+/// Makes what the state describes, or nothing.
+fn make(state: &State, detached: bool) -> Result<Option<Keeper>> {
+    net::check_free(state)?;
+    state.save()?;
+    let build = || {
+        let keeper = match detached {
+            true => None,
+            false => Some(Keeper::start(&state.name)?),
+        };
+        net::build(state)?;
+        Ok(keeper)
+    };
+    let built = build();
+    if built.is_err() {
+        cleanup::tear_down(state)?;
+    }
+    built
+}
+
+/// Takes hosts down by name, whoever made them, and tells whether there were any.
+pub fn down(name: &str) -> Result<bool> {
+    check_root()?;
+    cleanup::down(name, None)
+}
+
+/// Returns the path of the log of a host's detached programs.
+#[must_use]
+pub fn log(name: &str, host: usize) -> PathBuf {
+    state::dir(name).join(format!("host{host}.log"))
+}
+
+/// Says what is missing to make hosts.
+pub fn check_root() -> Result<()> {
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "hosts are network namespaces, which take root to make"
+    );
+    Ok(())
+}
+
+fn signal_all(state: &State, hosts: &[usize], signal: Signal) -> Result<usize> {
+    let mut count = 0;
+    for host in hosts {
+        state.check_host(*host)?;
+        let namespace = state.namespace(*host);
+        for pid in cleanup::occupants(&namespace)? {
+            count += usize::from(cleanup::signal_occupant(&namespace, pid, signal)?);
+        }
+    }
+    Ok(count)
+}

@@ -1,0 +1,129 @@
+//! Programs on hosts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Hosts;
+use super::state::{self, ProcessId, Started, State};
+use crate::e2e::process::{Process, Signal};
+
+/// What to start.
+#[derive(Clone, Debug, Default)]
+pub struct Program {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// Variables on top of those of the caller.
+    pub env: BTreeMap<String, String>,
+    /// How far its monotonic clock is ahead of the machine's. The kernel has no such thing for the wall clock.
+    pub monotonic_offset: Duration,
+}
+
+impl Program {
+    /// Describes a program with arguments.
+    pub fn new<S: AsRef<str>>(program: &str, args: &[S]) -> Self {
+        let args = args.iter().map(|arg| arg.as_ref().to_owned());
+        Self {
+            command: [program.to_owned()].into_iter().chain(args).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the command that runs it on a host; every step replaces the one before, so the process id stays.
+    pub fn on(&self, namespace: &str) -> Result<Command> {
+        ensure!(!self.command.is_empty(), "no program given");
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]);
+        let ahead = self.monotonic_offset.as_secs();
+        if ahead > 0 {
+            // The kernel moves a process into its new time namespace when it executes (time_namespaces(7)).
+            command.args(["unshare", "--time", "--monotonic", &ahead.to_string()]);
+        }
+        command.args(&self.command).envs(&self.env);
+        Ok(command)
+    }
+}
+
+/// A program that runs on a host, killed when its handle goes.
+#[derive(Debug)]
+pub struct HostProcess {
+    /// The host, from 1.
+    pub host: usize,
+    /// The process; its output is read all the time.
+    pub process: Process,
+    program: Program,
+}
+
+impl HostProcess {
+    /// Kills it and starts it again with the same arguments.
+    pub fn restart(&mut self, hosts: &Hosts) -> Result<()> {
+        self.end(Signal::KILL)?;
+        self.process = hosts.launch(self.host, &self.program)?;
+        Ok(())
+    }
+
+    /// Sends a signal that ends it, waits, and returns the exit code, none after a signal.
+    pub fn end(&mut self, signal: Signal) -> Result<Option<i32>> {
+        self.process.signal(signal)?;
+        // A stopped process handles no signal but the last.
+        self.process.signal(Signal::CONT)?;
+        self.process.exit_code()
+    }
+}
+
+impl Hosts {
+    /// Starts a program on a host.
+    pub fn spawn(&self, host: usize, program: &Program) -> Result<HostProcess> {
+        Ok(HostProcess {
+            host,
+            process: self.launch(host, program)?,
+            program: program.clone(),
+        })
+    }
+
+    fn launch(&self, host: usize, program: &Program) -> Result<Process> {
+        self.change(|state| {
+            state.check_host(host)?;
+            let process = Process::start_command(program.on(&state.namespace(host))?)?;
+            // One that has ended already needs no end.
+            if let Ok(id) = ProcessId::of(process.id()) {
+                record(state, host, program, id);
+            }
+            Ok(process)
+        })
+    }
+
+    /// Starts a program that outlives the caller; its output goes to `/run/testkit/NAME/hostN.log`.
+    pub fn spawn_detached(&self, host: usize, program: &Program) -> Result<ProcessId> {
+        self.change(|state| {
+            state.check_host(host)?;
+            let path = state::dir(&state.name).join(format!("host{host}.log"));
+            let log = File::options().create(true).append(true).open(path)?;
+            let mut command = program.on(&state.namespace(host))?;
+            command
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .process_group(0);
+            let mut child = command.spawn().context("start ip")?;
+            let id = ProcessId::of(child.id());
+            // Reaps it should it end before the caller does.
+            thread::spawn(move || child.wait());
+            let id = id.context("the program ended at once, see the log")?;
+            record(state, host, program, id);
+            Ok(id)
+        })
+    }
+}
+
+/// Writes down that a program was started, so that it will be ended with the hosts.
+fn record(state: &mut State, host: usize, program: &Program, id: ProcessId) {
+    state.started.retain(|started| started.id.is_alive());
+    let command = program.command.clone();
+    state.started.push(Started { host, command, id });
+}
