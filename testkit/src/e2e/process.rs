@@ -107,6 +107,11 @@ impl Process {
         kill_process(self.pid()?, signal).context("send a signal")
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// Waits for the end and returns the exit code, none after a signal.
     pub fn exit_code(&mut self) -> Result<Option<i32>> {
         let mut status: Option<ExitStatus> = None;

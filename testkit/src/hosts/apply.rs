@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use rustix::process::Signal;
 
 use super::command::{ip, run};
 use super::fault::{Fault, Shape, Transport, Way, split};
+use super::flap;
 use super::net::enter;
 use super::relay::{Ask, ask, socket};
 use super::state::{self, ProcessId, State};
@@ -104,7 +106,8 @@ fn flaps(state: &mut State) -> Result<()> {
         .flaps
         .extract_if(.., |number, _| !faults.contains_key(number));
     for (number, id) in gone.collect::<Vec<_>>() {
-        end(id)?;
+        flap::stop(&flap::socket(&state.name, number), id)?;
+        // One that was killed could not do it.
         enter(&switch, || replace_table(&flap_table(number), &[]))??;
     }
     for (number, fault) in &state.faults {
@@ -119,15 +122,14 @@ fn flaps(state: &mut State) -> Result<()> {
         if state.flaps.contains_key(number) {
             continue;
         }
-        // At once, so that the fault holds when this returns; the process begins with the same.
-        let table = flap_table(*number);
-        enter(&switch, || replace_table(&table, &partition_rules(groups)))??;
+        let path = flap::socket(&state.name, *number);
         let [groups, period, seed] = [
             split(groups),
             period.as_micros().to_string(),
             seed.to_string(),
         ];
-        let args = ["flap", &table, &groups, &period, &seed];
+        let table = flap_table(*number);
+        let args = ["flap", text(&path)?, &table, &groups, &period, &seed];
         let id = helper(state, &args, &format!("flap{number}.log"))?;
         state.flaps.insert(*number, id);
     }
@@ -191,21 +193,18 @@ fn rates(state: &mut State) -> Result<()> {
 fn relays(state: &mut State) -> Result<()> {
     for host in state.hosts() {
         let command = wanted(state, host);
-        match (state.relays.get(&host).copied(), command) {
-            (None, None) => {}
-            (None, Some(command)) => {
-                let id = start_relay(state, host)?;
-                state.relays.insert(host, id);
-                ask(&socket(&state.name, host), &command)?;
-            }
-            (Some(_), Some(command)) => {
-                ask(&socket(&state.name, host), &command)?;
-            }
-            (Some(id), None) => {
-                stop_relay(state, host, id)?;
-                state.relays.remove(&host);
-            }
+        if let Some(id) = state.relays.get(&host).copied()
+            && (command.is_none() || !id.is_alive())
+        {
+            stop_relay(state, host, id)?;
+            state.relays.remove(&host);
         }
+        let Some(command) = command else { continue };
+        if !state.relays.contains_key(&host) {
+            let id = start_relay(state, host)?;
+            state.relays.insert(host, id);
+        }
+        ask(&socket(&state.name, host), &command)?;
     }
     Ok(())
 }
@@ -251,9 +250,8 @@ fn start_relay(state: &State, host: usize) -> Result<ProcessId> {
     ];
     ip(Some(&state.switch()), &lines)?;
     let path = socket(&state.name, host);
-    let path = path.to_str().context("paths of names are text")?;
     let [port, end] = [format!("p{host}"), format!("r{host}")];
-    let args = ["relay", path, &port, &end];
+    let args = ["relay", text(&path)?, &port, &end];
     let started = helper(state, &args, &format!("relay{host}.log"));
     if started.is_err() {
         bypass(state, host)?;
@@ -275,6 +273,10 @@ fn bypass(state: &State, host: usize) -> Result<()> {
         format!("link set p{host} master br0"),
     ];
     ip(Some(&state.switch()), &lines)
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("paths of names are text")
 }
 
 /// Starts a process of this program in the namespace of the switch, and waits until it says that it is ready.

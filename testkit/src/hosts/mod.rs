@@ -7,7 +7,11 @@
 //! Frames go through the kernel until a [`fault`] asks for delay, loss, duplicates or another order: then a relay
 //! in user space takes the place of the bridge's port of that host. Rates are tbf, partitions nftables on the bridge.
 //!
-//! All of it needs root, and `ip`, `tc` (iproute2), `nft` and `ethtool`.
+//! All of it needs root, and `ip`, `tc` (iproute2), `nft` and `ethtool`. Of the kernel it takes veth, bridges, tbf, packet
+//! sockets, and nftables for bridges, where rules that name interfaces are enough (`NF_TABLES_BRIDGE` without
+//! `NFT_BRIDGE_META`). It does not take netem. Clocks: a time namespace (`TIME_NS`) moves the monotonic clock and the time
+//! since boot of a process; the kernel has one wall clock for all, so that one is moved by libfaketime where it is
+//! installed.
 
 mod apply;
 mod cleanup;
@@ -28,7 +32,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 pub use cleanup::keep;
 pub use flap::flap;
-pub use process::{HostProcess, Program};
+pub use process::{Clocks, HostProcess, Program, fake_time};
 pub use shape::Counts;
 
 use crate::e2e::process::Signal;
@@ -143,8 +147,13 @@ impl Hosts {
             let number = state.next_fault;
             state.next_fault += 1;
             state.faults.insert(number, fault);
-            apply::apply(state)?;
-            Ok(number)
+            let applied = apply::apply(state);
+            if applied.is_err() {
+                state.faults.remove(&number);
+                // The first error says more than what comes of it.
+                drop(apply::apply(state));
+            }
+            applied.map(|()| number)
         })
     }
 
@@ -158,11 +167,10 @@ impl Hosts {
             let before = state.faults.len();
             let is_meant = |number: &u64| numbers.is_empty() || numbers.contains(number);
             let cleared = state.faults.extract_if(.., |number, _| is_meant(number));
-            for (_, fault) in cleared.collect::<Vec<_>>() {
-                if let Fault::Pause { hosts } = fault {
-                    signal_all(state, &hosts, Signal::CONT)?;
-                }
-            }
+            let cleared: Vec<_> = cleared.map(|(_, fault)| fault).collect();
+            let still = paused(state.faults.values());
+            let woken = &paused(&cleared) - &still;
+            signal_all(state, &woken.into_iter().collect::<Vec<_>>(), Signal::CONT)?;
             apply::apply(state)?;
             Ok(before - state.faults.len())
         })
@@ -182,6 +190,7 @@ impl Hosts {
             for started in started {
                 let program = Program {
                     command: started.command,
+                    clocks: started.clocks,
                     ..Program::default()
                 };
                 self.spawn_detached(started.host, &program)?;
@@ -270,13 +279,35 @@ pub fn log(name: &str, host: usize) -> PathBuf {
     state::dir(name).join(format!("host{host}.log"))
 }
 
-/// Says what is missing to make hosts.
+/// Says what this machine lacks for hosts; none if nothing.
+#[must_use]
+pub fn missing() -> Option<String> {
+    let mut found = check_root().err();
+    for (program, args) in [
+        ("ip", &["-V"][..]),
+        ("tc", &["-V"]),
+        ("nft", &["--version"]),
+        ("ethtool", &["--version"]),
+        ("unshare", &["--net", "true"]),
+    ] {
+        found = found.or_else(|| command::run(program, args, "").err());
+    }
+    found.map(|error| format!("{error:#}"))
+}
+
+/// Refuses to go on without the rights to make hosts.
 pub fn check_root() -> Result<()> {
     ensure!(
         rustix::process::geteuid().is_root(),
         "hosts are network namespaces, which take root to make"
     );
     Ok(())
+}
+
+fn paused<'a>(faults: impl IntoIterator<Item = &'a Fault>) -> BTreeSet<usize> {
+    let is_pause = |fault: &&Fault| matches!(fault, Fault::Pause { .. });
+    let pauses = faults.into_iter().filter(is_pause);
+    pauses.flat_map(Fault::hosts).collect()
 }
 
 fn signal_all(state: &State, hosts: &[usize], signal: Signal) -> Result<usize> {

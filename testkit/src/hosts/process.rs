@@ -3,15 +3,27 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::Hosts;
 use super::state::{self, ProcessId, Started, State};
 use crate::e2e::process::{Process, Signal};
+
+/// How far the clocks of a program are ahead of the machine's, in seconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Clocks {
+    /// The monotonic clock. It may be behind no further than the machine has been up.
+    pub monotonic: i64,
+    /// The time since boot.
+    pub boot: i64,
+    /// The wall clock, of a program that is linked dynamically, by libfaketime.
+    pub wall: i64,
+}
 
 /// What to start.
 #[derive(Clone, Debug, Default)]
@@ -20,8 +32,8 @@ pub struct Program {
     pub command: Vec<String>,
     /// Variables on top of those of the caller.
     pub env: BTreeMap<String, String>,
-    /// How far its monotonic clock is ahead of the machine's. The kernel has no such thing for the wall clock.
-    pub monotonic_offset: Duration,
+    /// How far its clocks are off.
+    pub clocks: Clocks,
 }
 
 impl Program {
@@ -39,10 +51,26 @@ impl Program {
         ensure!(!self.command.is_empty(), "no program given");
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace]);
-        let ahead = self.monotonic_offset.as_secs();
-        if ahead > 0 {
+        let Clocks {
+            monotonic,
+            boot,
+            wall,
+        } = self.clocks;
+        if (monotonic, boot) != (0, 0) {
             // The kernel moves a process into its new time namespace when it executes (time_namespaces(7)).
-            command.args(["unshare", "--time", "--monotonic", &ahead.to_string()]);
+            command.args(["unshare", "--time", "--monotonic", &monotonic.to_string()]);
+            command.args(["--boottime", &boot.to_string()]);
+        }
+        if wall != 0 {
+            let library = fake_time().context(
+                "the kernel has one wall clock for all; libfaketime, which could move it for a program, is not installed \
+                 (Debian: apt-get install faketime)",
+            )?;
+            command.arg("env").args([
+                format!("LD_PRELOAD={}", library.display()),
+                format!("FAKETIME={wall:+}s"),
+                "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
+            ]);
         }
         command.args(&self.command).envs(&self.env);
         Ok(command)
@@ -67,11 +95,13 @@ impl HostProcess {
         Ok(())
     }
 
-    /// Sends a signal that ends it, waits, and returns the exit code, none after a signal.
+    /// Sends a signal that ends it unless it has ended, waits, and returns the exit code, none after a signal.
     pub fn end(&mut self, signal: Signal) -> Result<Option<i32>> {
-        self.process.signal(signal)?;
-        // A stopped process handles no signal but the last.
-        self.process.signal(Signal::CONT)?;
+        if !self.process.has_ended()? {
+            self.process.signal(signal)?;
+            // A stopped process handles no signal but SIGKILL.
+            self.process.signal(Signal::CONT)?;
+        }
         self.process.exit_code()
     }
 }
@@ -124,6 +154,25 @@ impl Hosts {
 /// Writes down that a program was started, so that it will be ended with the hosts.
 fn record(state: &mut State, host: usize, program: &Program, id: ProcessId) {
     state.started.retain(|started| started.id.is_alive());
-    let command = program.command.clone();
-    state.started.push(Started { host, command, id });
+    let (command, clocks) = (program.command.clone(), program.clocks);
+    state.started.push(Started {
+        host,
+        command,
+        clocks,
+        id,
+    });
+}
+
+/// Returns the library that moves wall clocks; none if it is not installed.
+#[must_use]
+pub fn fake_time() -> Option<PathBuf> {
+    let arch = std::env::consts::ARCH;
+    [
+        format!("/usr/lib/{arch}-linux-gnu"),
+        "/usr/lib".to_owned(),
+        "/usr/lib64".to_owned(),
+    ]
+    .into_iter()
+    .map(|dir| PathBuf::from(dir).join("faketime/libfaketime.so.1"))
+    .find(|path| path.exists())
 }

@@ -168,7 +168,7 @@ fn open(interface: &str) -> Result<Socket> {
 }
 
 /// Waits until something can be read, and tells what.
-fn wait_for<const N: usize>(
+pub(super) fn wait_for<const N: usize>(
     files: [std::os::fd::BorrowedFd<'_>; N],
     wait: Option<Duration>,
 ) -> Result<[bool; N]> {

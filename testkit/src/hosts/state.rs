@@ -16,6 +16,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use super::fault::Fault;
+use super::process::Clocks;
 use crate::e2e::process::until;
 
 /// Where the state files are.
@@ -94,6 +95,8 @@ pub struct Started {
     pub host: usize,
     /// The program and its arguments.
     pub command: Vec<String>,
+    /// How far its clocks are off.
+    pub clocks: Clocks,
     /// The process.
     pub id: ProcessId,
 }

@@ -3,36 +3,56 @@
 use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Subcommand;
 use testkit::hosts::fault::{Request, parse_groups};
 use testkit::hosts::state::{ProcessId, State};
-use testkit::hosts::{self, Hosts, Options, Program, relay};
+use testkit::hosts::{self, Clocks, Hosts, Options, Program, relay};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Up {
+    /// Their name: a-z, 0-9 and -.
+    name: String,
+    /// How many.
+    #[arg(long, default_value_t = 3)]
+    hosts: usize,
+    /// The third byte of their addresses 10.77.N.2, 10.77.N.3 and so on.
+    #[arg(long, default_value_t = 0)]
+    subnet: u8,
+    /// A name that stands for all of them, such as tasks.testdb; repeatable.
+    #[arg(long = "name-of-all", value_name = "NAME")]
+    names_of_all: Vec<String>,
+    /// A program for every host, cut at spaces; {host} becomes the number and {addr} the address of the host.
+    #[arg(long)]
+    program: Option<String>,
+    /// Goes on until it is interrupted, and takes the hosts down however it ends.
+    #[arg(long)]
+    foreground: bool,
+    /// How many seconds the monotonic clock of the programs is ahead.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    monotonic_offset: i64,
+    /// How many seconds the wall clock of the programs is ahead; takes libfaketime.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    wall_offset: i64,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Makes hosts, which stay until `down`.
-    Up {
-        /// Their name: a-z, 0-9 and -.
-        name: String,
-        /// How many.
-        #[arg(long, default_value_t = 3)]
-        hosts: usize,
-        /// The third byte of their addresses 10.77.N.2, 10.77.N.3 and so on.
-        #[arg(long, default_value_t = 0)]
-        subnet: u8,
-        /// A name that stands for all of them, such as tasks.testdb; repeatable.
-        #[arg(long = "name-of-all", value_name = "NAME")]
-        names_of_all: Vec<String>,
-        /// A program for every host, cut at spaces; {host} becomes the number and {addr} the address of the host.
-        #[arg(long)]
-        program: Option<String>,
-        /// How many seconds the monotonic clock of the programs is ahead; the wall clock cannot differ by host.
-        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-        monotonic_offset: u64,
-    },
+    Up(Up),
     /// Runs a command on a host and ends as it ends.
     Exec {
         /// The name of the hosts.
@@ -74,6 +94,7 @@ pub(crate) enum Command {
     },
     #[command(hide = true)]
     Flap {
+        socket: PathBuf,
         table: String,
         groups: String,
         period_micros: u64,
@@ -112,29 +133,7 @@ pub(crate) enum Fault {
 
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
-        Command::Up {
-            name,
-            hosts,
-            subnet,
-            names_of_all,
-            program,
-            monotonic_offset,
-        } => {
-            let options = Options {
-                subnet,
-                names_of_all,
-                detached: true,
-            };
-            let made = Hosts::up(&name, hosts, &options)?;
-            let started = program.map_or(Ok(()), |program| {
-                start(&made, &program, Duration::from_secs(monotonic_offset))
-            });
-            if started.is_err() {
-                hosts::down(&name)?;
-            }
-            started?;
-            status(&name)
-        }
+        Command::Up(up) => make(&up),
         Command::Exec {
             name,
             host,
@@ -151,14 +150,15 @@ pub(crate) fn run(command: Command) -> Result<()> {
             bridge,
         } => relay::run(&socket, &port, &bridge, || say("ready")),
         Command::Flap {
+            socket,
             table,
             groups,
             period_micros,
             seed,
         } => {
-            let period = Duration::from_micros(period_micros);
-            say("ready")?;
-            hosts::flap(&table, &parse_groups(&groups)?, period, seed)
+            let rhythm = (Duration::from_micros(period_micros), seed);
+            let groups = parse_groups(&groups)?;
+            hosts::flap(&socket, &table, &groups, rhythm, || say("ready"))
         }
     }
 }
@@ -167,8 +167,37 @@ fn say(text: &str) -> Result<()> {
     Ok(writeln!(io::stdout(), "{text}")?)
 }
 
+fn make(up: &Up) -> Result<()> {
+    let options = Options {
+        subnet: up.subnet,
+        names_of_all: up.names_of_all.clone(),
+        detached: !up.foreground,
+    };
+    let made = Hosts::up(&up.name, up.hosts, &options)?;
+    if let Some(program) = &up.program {
+        let clocks = Clocks {
+            monotonic: up.monotonic_offset,
+            wall: up.wall_offset,
+            ..Clocks::default()
+        };
+        let started = start(&made, program, clocks);
+        if started.is_err() {
+            hosts::down(&up.name)?;
+        }
+        started?;
+    }
+    status(&up.name)?;
+    if up.foreground {
+        // A signal ends it, and the keeper does the rest.
+        loop {
+            thread::park();
+        }
+    }
+    Ok(())
+}
+
 /// Starts a program on every host.
-fn start(hosts: &Hosts, line: &str, monotonic_offset: Duration) -> Result<()> {
+fn start(hosts: &Hosts, line: &str, clocks: Clocks) -> Result<()> {
     for host in hosts.state()?.hosts() {
         let addr = hosts.address(host)?.to_string();
         let fill = |word: &str| {
@@ -177,7 +206,7 @@ fn start(hosts: &Hosts, line: &str, monotonic_offset: Duration) -> Result<()> {
         };
         let program = Program {
             command: line.split_whitespace().map(fill).collect(),
-            monotonic_offset,
+            clocks,
             ..Program::default()
         };
         hosts.spawn_detached(host, &program)?;
