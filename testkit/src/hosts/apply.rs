@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use super::command::{ip, run};
 use super::fault::{Fault, Shape, Transport, Way, split};
 use super::flap;
-use super::net::enter;
+use super::net::{enter, wait_for_ports};
 use super::relay::{Ask, ask, socket};
 use super::state::{self, ProcessId, State};
 use crate::e2e::process::{testkit_binary, until};
@@ -253,10 +253,15 @@ fn start_relay(state: &State, host: usize) -> Result<ProcessId> {
     let [port, end] = [format!("p{host}"), format!("r{host}")];
     let args = ["relay", text(&path)?, &port, &end];
     let started = helper(state, &args, &format!("relay{host}.log"));
-    if started.is_err() {
+    let Ok(id) = started else {
         bypass(state, host)?;
+        return started;
+    };
+    let waited = wait_for_ports(state, &[format!("q{host}")]);
+    if waited.is_err() {
+        stop_relay(state, host, id)?;
     }
-    started
+    waited.map(|()| id)
 }
 
 /// Ends a relay and puts the port back on the bridge.

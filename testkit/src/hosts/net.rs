@@ -13,9 +13,11 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::Value;
 
 use super::command::{ip, run};
 use super::state::State;
+use crate::e2e::process::{SOON, until};
 
 /// Where `ip` keeps named namespaces.
 const NAMED: &str = "/run/netns";
@@ -119,9 +121,30 @@ pub(super) fn build(state: &State) -> Result<()> {
     let port = |host: &usize| format!("link set p{host} master br0 up");
     ip(Some(&switch), &hosts.iter().map(port).collect::<Vec<_>>())?;
     let names = names(state);
-    hosts
-        .into_iter()
-        .try_for_each(|host| set_up(state, host, &names))
+    for host in &hosts {
+        set_up(state, *host, &names)?;
+    }
+    let ports: Vec<_> = hosts.iter().map(|host| format!("p{host}")).collect();
+    wait_for_ports(state, &ports)
+}
+
+/// Waits until ports of the bridge forward: the kernel lets them when it gets to notice that both ends of a link are up
+/// (linkwatch), and drops frames until then.
+pub(super) fn wait_for_ports(state: &State, ports: &[String]) -> Result<()> {
+    let switch = state.switch();
+    let list = [
+        "-n", &switch, "-json", "-details", "link", "show", "master", "br0",
+    ];
+    until("ports of the bridge to forward", SOON, || {
+        let links: Vec<Value> = serde_json::from_str(&run("ip", &list, "")?)?;
+        let forwards = |port: &String| {
+            let is_it = |link: &&Value| link["ifname"] == port.as_str();
+            let link = links.iter().find(is_it);
+            link.is_some_and(|link| link["linkinfo"]["info_slave_data"]["state"] == "forwarding")
+        };
+        Ok(ports.iter().all(forwards))
+    })
+    .map(drop)
 }
 
 /// Lets the switch say nothing of its own and leaves bridged packets to the rules of bridges.

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{bind, setsockopt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -87,6 +88,7 @@ pub fn run(
     bridge: &str,
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    stay_on_one_processor()?;
     let control = UnixListener::bind(path).context("listen for commands")?;
     let mut relay = Relay {
         port: open(port)?,
@@ -117,6 +119,19 @@ pub fn run(
             drop(relay.command(&control));
         }
     }
+}
+
+/// Keeps the calling thread on the processor that its process id picks. Frames that a thread sends keep their order only
+/// so: each processor has a queue of its own, and the kernel may move the thread while one is not empty.
+pub fn stay_on_one_processor() -> Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let all: Vec<_> = (0..CpuSet::MAX_CPU)
+        .filter(|cpu| allowed.is_set(*cpu))
+        .collect();
+    let turn = usize::try_from(std::process::id())? % all.len().max(1);
+    let mut one = CpuSet::new();
+    one.set(*all.get(turn).context("a processor that is allowed")?);
+    sched_setaffinity(None, &one).context("stay on one processor")
 }
 
 struct Relay {

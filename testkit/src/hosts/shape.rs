@@ -2,7 +2,8 @@
 //!
 //! The fate of a frame depends on the seed, on its kind (protocol, sender, receiver) and on how many of that kind came
 //! before it, and on nothing else. So the datagrams of a test meet the same fate in every run, whatever the
-//! resolution of addresses and other programs send between them.
+//! resolution of addresses and other programs send between them. Their order is that in which they come here; a sender
+//! that needs it to be its own [stays on one processor](super::relay::stay_on_one_processor).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -77,7 +77,7 @@ pub(crate) enum Command {
         /// The name of the hosts.
         #[arg(group = "which")]
         name: Option<String>,
-        /// Takes all down.
+        /// Takes all down, those of tests that run among them. those of tests that run among them.
         #[arg(long, group = "which")]
         all: bool,
         /// Takes those down whose maker was killed.
