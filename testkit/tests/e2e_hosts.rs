@@ -341,8 +341,14 @@ fn nothing_stays_behind() -> Result<()> {
     ensure!(!traces(&name)?.is_empty());
     let twice = Hosts::up(&name, 1, &Options::default());
     ensure!(format!("{:#}", twice.err().context("up twice")?).contains("up already"));
-    // The shell's child is not ours to wait for, but ours to end.
-    let shell = Program::new("sh", &["-c", "sleep 1000 & echo $!; wait"]);
+    // The shell's child is not ours to wait for and leaves the host, but is ours to end.
+    let shell = Program::new(
+        "sh",
+        &[
+            "-c",
+            "nsenter --net=/proc/1/ns/net sleep 1000 & echo $!; wait",
+        ],
+    );
     let shell = hosts.spawn(1, &shell)?;
     let grandchild = ProcessId::of(shell.process.line("", 1)?.parse()?)?;
     let detached = hosts.spawn_detached(2, &Program::new("sleep", &["1000"]))?;
@@ -371,6 +377,17 @@ fn killed_owner_leaves_nothing() -> Result<()> {
         return Ok(());
     }
     let name = name("killed");
+    // Killed anywhere while it makes them; the times only choose where.
+    for millis in [5, 20, 40, 80] {
+        let args = ["hosts", "up", &name, "--hosts", "40", "--foreground"];
+        let owner = Process::start_program(&testkit_binary()?, &args)?;
+        thread::sleep(Duration::from_millis(millis));
+        owner.signal(Signal::KILL)?;
+        drop(owner);
+        until("the keeper to take all down", SOON, || {
+            Ok(traces(&name)?.is_empty())
+        })?;
+    }
     let owner = foreground(&name)?;
     add(&Hosts::attach(&name)?, "delay=5ms hosts=1")?;
     owner.signal(Signal::KILL)?;

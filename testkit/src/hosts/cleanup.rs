@@ -1,6 +1,7 @@
 //! Takes hosts down: what runs in them, the namespaces, the files.
 //!
-//! Only what the state file names is touched. What runs in a namespace of ours counts as ours, whoever started it there.
+//! Only what the state file names is touched. What runs in a namespace of ours counts as ours, whoever started it there,
+//! and so does what has our [mark](State::mark) in its environment, wherever it went.
 //! The keeper is a process that outlives the owner of the hosts: it reads a pipe that only the owner holds, so that it
 //! learns of the owner's end whatever kills it.
 
@@ -36,6 +37,10 @@ pub(super) fn tear_down(state: &State) -> Result<()> {
                 is_empty = false;
                 signal_occupant(&namespace, pid, Signal::KILL)?;
             }
+        }
+        for pid in marked(state)?.into_iter().filter(|pid| *pid != own) {
+            is_empty = false;
+            signal_if(pid, Signal::KILL, || has_mark(pid, state))?;
         }
         for id in state.alive() {
             is_empty = false;
@@ -77,11 +82,32 @@ pub(super) fn occupants(namespace: &str) -> Result<Vec<i32>> {
     let Some(wanted) = identity(&net::path(namespace)) else {
         return Ok(Vec::new());
     };
+    let mut found = processes()?;
+    found.retain(|pid| identity(&network_of(*pid)) == Some(wanted));
+    Ok(found)
+}
+
+/// Returns the processes that were started for hosts, and those that they started.
+fn marked(state: &State) -> Result<Vec<i32>> {
+    let mut found = processes()?;
+    found.retain(|pid| has_mark(*pid, state));
+    Ok(found)
+}
+
+fn has_mark(pid: i32, state: &State) -> bool {
+    let (name, value) = state.mark();
+    let mark = format!("{name}={value}");
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment
+        .split(|byte| *byte == 0)
+        .any(|variable| variable == mark.as_bytes())
+}
+
+fn processes() -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for process in fs::read_dir("/proc")? {
         let name = process?.file_name();
-        let pid: Option<i32> = name.to_str().and_then(|name| name.parse().ok());
-        found.extend(pid.filter(|pid| identity(&network_of(*pid)) == Some(wanted)));
+        found.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
     }
     Ok(found)
 }
@@ -126,7 +152,8 @@ impl Keeper {
     /// Tells it that all is down, and waits for its end.
     pub(super) fn dismiss(mut self) -> Result<()> {
         let mut pipe = self.0.stdin.take().context("stdin is piped")?;
-        pipe.write_all(DONE.as_bytes())?;
+        // One that is gone takes nothing down either.
+        drop(pipe.write_all(DONE.as_bytes()));
         drop(pipe);
         self.0.wait()?;
         Ok(())

@@ -7,8 +7,19 @@ use anyhow::{Context as _, Result, ensure};
 
 /// Runs a command with an input and returns what it prints.
 pub(super) fn run(program: &str, args: &[&str], input: &str) -> Result<String> {
+    run_marked(program, args, input, None)
+}
+
+/// Runs a command that finishes even if its caller is killed, and is found by a variable in its environment then.
+pub(super) fn run_marked(
+    program: &str,
+    args: &[&str],
+    input: &str,
+    mark: Option<(&str, String)>,
+) -> Result<String> {
     let mut child = Command::new(program)
         .args(args)
+        .envs(mark)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

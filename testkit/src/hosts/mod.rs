@@ -66,36 +66,19 @@ impl Hosts {
             (1..=HOSTS_MAX).contains(&count),
             "there are 1 to {HOSTS_MAX} hosts, not {count}"
         );
-        let lock = Lock::take(name)?;
-        match State::load(name)? {
-            Some(old) if old.is_stale() => cleanup::tear_down(&old)?,
-            Some(_) => bail!("hosts named {name} are up already"),
-            None => {}
-        }
-        let state = State {
-            name: name.to_owned(),
-            count,
-            subnet: options.subnet,
-            names_of_all: options.names_of_all.clone(),
-            owner: match options.detached {
-                true => None,
-                false => Some(ProcessId::own()?),
-            },
-            started: Vec::new(),
-            faults: BTreeMap::new(),
-            next_fault: 1,
-            relays: BTreeMap::new(),
-            flaps: BTreeMap::new(),
-            limited: BTreeSet::new(),
+        // Before anything is made, so that there is no moment at which a kill leaves something.
+        let keeper = match options.detached {
+            true => None,
+            false => Some(Keeper::start(name)?),
         };
-        let built = make(&state, options.detached);
-        // A state file that stayed says what could not be taken down.
-        if built.is_err() && State::load(name)?.is_none() {
-            lock.finish()?;
+        if let Err(error) = make(name, count, options) {
+            // It must not take down what was there before, which may be of this process too.
+            keeper.map_or(Ok(()), Keeper::dismiss)?;
+            return Err(error);
         }
         Ok(Self {
             name: name.to_owned(),
-            keeper: built?,
+            keeper,
         })
     }
 
@@ -248,23 +231,42 @@ impl Drop for Hosts {
     }
 }
 
-/// Makes what the state describes, or nothing.
-fn make(state: &State, detached: bool) -> Result<Option<Keeper>> {
-    net::check_free(state)?;
-    state.save()?;
-    let build = || {
-        let keeper = match detached {
-            true => None,
-            false => Some(Keeper::start(&state.name)?),
-        };
-        net::build(state)?;
-        Ok(keeper)
-    };
-    let built = build();
-    if built.is_err() {
-        cleanup::tear_down(state)?;
+/// Makes hosts, or nothing.
+fn make(name: &str, count: usize, options: &Options) -> Result<()> {
+    let lock = Lock::take(name)?;
+    match State::load(name)? {
+        Some(old) if old.is_stale() => cleanup::tear_down(&old)?,
+        Some(_) => bail!("hosts named {name} are up already"),
+        None => {}
     }
-    built
+    let maker = ProcessId::own()?;
+    let state = State {
+        name: name.to_owned(),
+        count,
+        subnet: options.subnet,
+        names_of_all: options.names_of_all.clone(),
+        maker,
+        owner: (!options.detached).then_some(maker),
+        started: Vec::new(),
+        faults: BTreeMap::new(),
+        next_fault: 1,
+        relays: BTreeMap::new(),
+        flaps: BTreeMap::new(),
+        limited: BTreeSet::new(),
+    };
+    let made = net::check_free(&state).and_then(|()| {
+        state.save()?;
+        let built = net::build(&state);
+        if built.is_err() {
+            cleanup::tear_down(&state)?;
+        }
+        built
+    });
+    // A state file that stayed says what could not be taken down.
+    if made.is_err() && State::load(name)?.is_none() {
+        lock.finish()?;
+    }
+    made
 }
 
 /// Takes hosts down by name, whoever made them, and tells whether there were any.

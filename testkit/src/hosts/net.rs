@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
 
-use super::command::{ip, run};
+use super::command::{ip, run, run_marked};
 use super::state::State;
 use crate::e2e::process::{SOON, until};
 
@@ -96,11 +96,10 @@ pub(super) fn check_free(state: &State) -> Result<()> {
 /// Makes everything; a failure leaves a part of it, which is for the caller to take down.
 pub(super) fn build(state: &State) -> Result<()> {
     let switch = state.switch();
-    let add = |namespace: &String| format!("netns add {namespace}");
-    ip(
-        None,
-        &state.namespaces().iter().map(add).collect::<Vec<_>>(),
-    )?;
+    let add = |namespace: &String| format!("netns add {namespace}\n");
+    let lines: String = state.namespaces().iter().map(add).collect();
+    // What else is made is in these, and goes with them.
+    run_marked("ip", &["-batch", "-"], &lines, Some(state.mark()))?;
     enter(&switch, quiet_switch)??;
     let bridge = "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0";
     let up = ["link set lo up", bridge, "link set br0 up"].map(str::to_owned);

@@ -47,10 +47,11 @@ impl Program {
     }
 
     /// Returns the command that runs it on a host; every step replaces the one before, so the process id stays.
-    pub fn on(&self, namespace: &str) -> Result<Command> {
+    pub fn on(&self, host: usize, state: &State) -> Result<Command> {
+        state.check_host(host)?;
         ensure!(!self.command.is_empty(), "no program given");
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace]);
+        command.args(["netns", "exec", &state.namespace(host)]);
         let Clocks {
             monotonic,
             boot,
@@ -72,7 +73,10 @@ impl Program {
                 "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
             ]);
         }
-        command.args(&self.command).envs(&self.env);
+        command
+            .args(&self.command)
+            .envs(&self.env)
+            .envs([state.mark()]);
         Ok(command)
     }
 }
@@ -118,8 +122,7 @@ impl Hosts {
 
     fn launch(&self, host: usize, program: &Program) -> Result<Process> {
         self.change(|state| {
-            state.check_host(host)?;
-            let process = Process::start_command(program.on(&state.namespace(host))?)?;
+            let process = Process::start_command(program.on(host, state)?)?;
             // One that has ended already needs no end.
             if let Ok(id) = ProcessId::of(process.id()) {
                 record(state, host, program, id);
@@ -131,10 +134,9 @@ impl Hosts {
     /// Starts a program that outlives the caller; its output goes to `/run/testkit/NAME/hostN.log`.
     pub fn spawn_detached(&self, host: usize, program: &Program) -> Result<ProcessId> {
         self.change(|state| {
-            state.check_host(host)?;
             let path = state::dir(&state.name).join(format!("host{host}.log"));
             let log = File::options().create(true).append(true).open(path)?;
-            let mut command = program.on(&state.namespace(host))?;
+            let mut command = program.on(host, state)?;
             command
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)

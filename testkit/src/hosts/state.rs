@@ -112,6 +112,8 @@ pub struct State {
     pub subnet: u8,
     /// Names that stand for all of them.
     pub names_of_all: Vec<String>,
+    /// The process that made them.
+    pub maker: ProcessId,
     /// The process whose end is theirs; none if they stay until they are taken down.
     pub owner: Option<ProcessId>,
     /// Programs on the hosts.
@@ -173,6 +175,13 @@ impl State {
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.owner.is_some_and(|owner| !owner.is_alive())
+    }
+
+    /// Returns what the environment of every program has that is started for these hosts.
+    #[must_use]
+    pub fn mark(&self) -> (&'static str, String) {
+        let ProcessId { pid, start } = self.maker;
+        ("TESTKIT_HOSTS", format!("{}/{pid}.{start}", self.name))
     }
 
     /// Returns the numbers of the hosts.

@@ -217,13 +217,12 @@ fn start(hosts: &Hosts, line: &str, clocks: Clocks) -> Result<()> {
 fn exec(name: &str, host: &str, command: &[String]) -> Result<()> {
     let number = host.strip_prefix("host").unwrap_or(host).parse();
     let number = number.with_context(|| format!("a host is 3 or host3, not {host:?}"))?;
-    let hosts = Hosts::attach(name)?;
-    hosts.address(number)?;
+    let state = Hosts::attach(name)?.state()?;
     let program = Program {
         command: command.to_vec(),
         ..Program::default()
     };
-    let error = program.on(&hosts.state()?.namespace(number))?.exec();
+    let error = program.on(number, &state)?.exec();
     Err(error).context("start ip; is it installed?")
 }
 
