@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
 
 use super::command::{ip, run};
-use super::fault::{Fault, Shape, Transport, Way, split};
+use super::fault::{Fault, Shape, Way, split};
 use super::flap;
 use super::net::{enter, wait_for_ports};
 use super::relay::{Ask, ask, socket};
@@ -45,10 +45,6 @@ fn rules(fault: &Fault) -> Vec<String> {
             transport,
             port,
         } => {
-            let transport = match transport {
-                Transport::Tcp => "tcp",
-                Transport::Udp => "udp",
-            };
             let ports = ports(hosts);
             let rule = |side: &str| format!("{side} {{ {ports} }} {transport} dport {port} drop");
             vec![rule("iifname"), rule("oifname")]

@@ -80,6 +80,15 @@ pub enum Transport {
     Udp,
 }
 
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
 /// Something wrong that lasts until it is cleared. Hosts count from 1.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Fault {
@@ -225,13 +234,7 @@ impl fmt::Display for Fault {
                 hosts,
                 transport,
                 port,
-            } => {
-                let transport = match transport {
-                    Transport::Tcp => "tcp",
-                    Transport::Udp => "udp",
-                };
-                write!(f, "block={transport}:{port} hosts={}", list(hosts))
-            }
+            } => write!(f, "block={transport}:{port} hosts={}", list(hosts)),
             Self::Pause { hosts } => write!(f, "pause={}", list(hosts)),
         }
     }

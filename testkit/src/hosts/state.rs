@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +72,17 @@ pub(super) fn signal_if(pid: i32, signal: Signal, holds: impl Fn() -> bool) -> R
     let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
         return Ok(false);
     };
-    // An error says that the process has ended since.
-    Ok(holds() && pidfd_send_signal(&handle, signal).is_ok())
+    if !holds() {
+        return Ok(false);
+    }
+    match pidfd_send_signal(&handle, signal) {
+        Ok(()) => Ok(true),
+        // It has ended since.
+        Err(Errno::SRCH) => Ok(false),
+        Err(error) => {
+            Err(error).with_context(|| format!("signal process {}", pid.as_raw_nonzero()))
+        }
+    }
 }
 
 /// Returns when a process started, none if it has ended.
