@@ -6,6 +6,7 @@
 //! somebody else made is never touched.
 
 pub mod desired;
+pub mod guard;
 pub mod kernel;
 pub mod mac;
 pub mod plan;
