@@ -37,6 +37,7 @@ mod client;
 mod cluster;
 mod connections;
 mod entries;
+mod extras;
 mod failure;
 mod json;
 mod listing;
@@ -59,9 +60,17 @@ mod web;
 
 pub use access::{Access, TokenError, Tokens};
 pub use client::{Answer, Client, ClientError, ClientFileError};
+pub use extras::Extras;
 pub use failure::Failure;
+pub use metrics::{Families, Labels};
 pub use params::Params;
 pub use reply::Reply;
 pub use routes::{PathTaken, Request, Route, Routes};
 pub use server::{BindError, Running, Server};
 pub use tls::{ClientFiles, Tls, TlsError, TlsFiles};
+
+/// What endpoints below `/v1/` are made of, for layers that add some by [`Extras`].
+pub mod api {
+    pub use crate::v1::{Json, JsonBody, Names, Nothing, OfNetwork, Params, Problem, no_query};
+    pub use utoipa_axum::router::OpenApiRouter;
+}

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use crate::access::Access;
 use crate::connections::{Acceptor, Stop};
+use crate::extras::Extras;
 use crate::routes::Routes;
 use crate::service::Site;
 use crate::tls::Tls;
@@ -37,6 +38,7 @@ pub struct Server {
     addr: SocketAddr,
     site: Site,
     tls: Arc<RwLock<Option<Tls>>>,
+    extras: Extras,
     stop: watch::Sender<Option<Stop>>,
 }
 
@@ -72,6 +74,7 @@ impl Server {
             addr,
             site: Site::default(),
             tls: Arc::default(),
+            extras: Extras::default(),
             stop: watch::Sender::new(None),
         })
     }
@@ -81,6 +84,12 @@ impl Server {
     pub fn with_routes(mut self, routes: Routes) -> Self {
         self.site.routes = routes;
         self
+    }
+
+    /// Answers what other layers add below `/v1/` and to `/metrics`.
+    #[must_use]
+    pub fn with_extras(self, extras: Extras) -> Self {
+        Self { extras, ..self }
     }
 
     /// Lets in who may ask; without this it is [`Access::local`].
@@ -113,7 +122,7 @@ impl Server {
     #[must_use]
     pub fn serve(mut self, db: NetworkDb) -> Running {
         status::mount(&self.site.routes, &db);
-        self.site.web = web::router(&db, Stopped(self.stop.subscribe()));
+        self.site.web = web::router(&db, Stopped(self.stop.subscribe()), &self.extras);
         self.run()
     }
 

@@ -3,6 +3,7 @@
 use axum::Router;
 use networkdb::node::NetworkDb;
 
+use crate::extras::Extras;
 use crate::metrics;
 use crate::ui;
 use crate::v1::{self, Stopped};
@@ -21,9 +22,9 @@ pub(crate) fn is_page(path: &str) -> bool {
 }
 
 /// Makes the router of a node.
-pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
-    v1::router(db, stopped)
-        .merge(metrics::router(db))
+pub(crate) fn router(db: &NetworkDb, stopped: Stopped, extras: &Extras) -> Router {
+    v1::router(db, stopped, extras)
+        .merge(metrics::router(db, extras))
         .merge(ui::router())
 }
 

@@ -8,21 +8,21 @@ use prometheus::proto::{
 /// The prefix of every name.
 const PREFIX: &str = "networkdb";
 
-/// Families one after the other.
+/// Metric families one after the other; names get the prefix `networkdb_`.
 #[derive(Debug, Default)]
-pub(super) struct Families(Vec<MetricFamily>);
+pub struct Families(Vec<MetricFamily>);
 
 /// Labels of a sample.
-pub(super) type Labels<'a> = [(&'a str, &'a str)];
+pub type Labels<'a> = [(&'a str, &'a str)];
 
 impl Families {
     /// Adds what only grows; `name` is without prefix and ends with `_total`.
-    pub(super) fn counter(&mut self, name: &str, help: &str, count: u64) {
+    pub fn counter(&mut self, name: &str, help: &str, count: u64) {
         self.add(name, help, MetricType::COUNTER, vec![counted(&[], count)]);
     }
 
     /// Adds what only grows, by one label.
-    pub(super) fn counters<'a>(
+    pub fn counters<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -36,7 +36,7 @@ impl Families {
     }
 
     /// Adds what only grows, by several labels.
-    pub(super) fn labelled<'a>(
+    pub fn labelled<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -49,12 +49,25 @@ impl Families {
     }
 
     /// Adds what goes up and down.
-    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
+    pub fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.add(name, help, MetricType::GAUGE, vec![measured(&[], value)]);
     }
 
+    /// Adds what goes up and down, by several labels.
+    pub fn levels<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = (&'a Labels<'a>, f64)>,
+    ) {
+        let samples = samples.into_iter();
+        let metrics = samples.map(|(labels, level)| measured(labels, level));
+        let metrics = metrics.collect();
+        self.add(name, help, MetricType::GAUGE, metrics);
+    }
+
     /// Adds what goes up and down, by one label.
-    pub(super) fn gauges<'a>(
+    pub fn gauges<'a>(
         &mut self,
         name: &str,
         help: &str,
@@ -68,12 +81,12 @@ impl Families {
     }
 
     /// Adds a fact: its labels tell it, its value is 1.
-    pub(super) fn info(&mut self, name: &str, help: &str, labels: &Labels<'_>) {
+    pub fn info(&mut self, name: &str, help: &str, labels: &Labels<'_>) {
         self.add(name, help, MetricType::GAUGE, vec![measured(labels, 1.0)]);
     }
 
     /// Adds durations in seconds.
-    pub(super) fn histogram(&mut self, name: &str, help: &str, durations: &Histogram) {
+    pub fn histogram(&mut self, name: &str, help: &str, durations: &Histogram) {
         let buckets = durations.cumulative().map(|(bound, count)| {
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(bound.as_secs_f64());

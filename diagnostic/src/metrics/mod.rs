@@ -20,7 +20,9 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{TEXT_FORMAT, TextEncoder};
 
 use crate::v1::{Problem, walking};
-use family::Families;
+pub use family::{Families, Labels};
+
+use crate::extras::Extras;
 
 /// What is read of one network.
 #[derive(Debug)]
@@ -34,15 +36,25 @@ struct Network {
     differs_for: Duration,
 }
 
+/// Whose metrics are read.
+#[derive(Clone, Debug)]
+struct Sources {
+    db: NetworkDb,
+    extras: Extras,
+}
+
 /// Makes the router of a node.
-pub(crate) fn router(db: &NetworkDb) -> Router {
+pub(crate) fn router(db: &NetworkDb, extras: &Extras) -> Router {
     let only_get = async || Problem::method("/metrics is only read, with GET");
     Router::new()
         .route("/metrics", get(metrics).fallback(only_get))
-        .with_state(db.clone())
+        .with_state(Sources {
+            db: db.clone(),
+            extras: extras.clone(),
+        })
 }
 
-async fn metrics(State(db): State<NetworkDb>) -> Result<Response, Problem> {
+async fn metrics(State(Sources { db, extras }): State<Sources>) -> Result<Response, Problem> {
     let mut families = Families::default();
     node(&mut families, &db).await?;
     let timings = db.timings().await?;
@@ -62,6 +74,9 @@ async fn metrics(State(db): State<NetworkDb>) -> Result<Response, Problem> {
         "From a change of a network until a peer was known to hold the same, the pause before digests included.",
         &timings.convergence,
     );
+    for layer in extras.families().await {
+        families.extend(layer.into_inner());
+    }
     families.extend(ProcessCollector::for_self().collect());
     let text = TextEncoder::new()
         .encode_to_string(&families.into_inner())

@@ -27,10 +27,10 @@ pub(crate) const BATCH_BYTES_MAX: usize = 16 << 20;
 /// A network in the path.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Path)]
-pub(crate) struct OfNetwork {
+pub struct OfNetwork {
     /// Id of the network: 1 to 255 bytes of UTF-8, percent-encoded.
     #[param(value_type = String, min_length = 1, max_length = 255)]
-    pub(crate) network: NetworkId,
+    pub network: NetworkId,
 }
 
 /// A table in the path.
@@ -63,7 +63,7 @@ pub(crate) struct OfEntry {
 
 /// The names in a path.
 #[derive(Debug)]
-pub(crate) struct Names<T>(pub(crate) T);
+pub struct Names<T>(pub T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Names<T> {
     type Rejection = Problem;
@@ -77,12 +77,12 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Names<T
 
 /// The parameters of a query; unknown ones are refused.
 #[derive(Debug)]
-pub(crate) struct Params<T>(pub(crate) T);
+pub struct Params<T>(pub T);
 
 /// The query of an endpoint that takes no parameters.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Nothing {}
+pub struct Nothing {}
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = Problem;
@@ -96,7 +96,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
 /// A body of JSON of at most `MAX` bytes.
 #[derive(Debug)]
-pub(crate) struct JsonBody<T, const MAX: usize = BODY_BYTES_MAX>(pub(crate) T);
+pub struct JsonBody<T, const MAX: usize = BODY_BYTES_MAX>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync, const MAX: usize> FromRequest<S> for JsonBody<T, MAX> {
     type Rejection = Problem;

@@ -36,8 +36,9 @@ mod problem;
 mod watch;
 
 use crate::connections::Stop;
-use extract::{Nothing, Params};
-pub(crate) use problem::Problem;
+use crate::extras::Extras;
+pub use extract::{JsonBody, Names, Nothing, OfNetwork, Params};
+pub use problem::Problem;
 
 /// What handlers need.
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ impl Stopped {
 
 /// A reply in JSON.
 #[derive(Debug)]
-pub(crate) struct Json<T>(pub(crate) T);
+pub struct Json<T>(pub T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
@@ -81,8 +82,10 @@ pub(crate) async fn walking<T: Send + 'static>(walk: impl FnOnce() -> T + Send +
 }
 
 /// Makes the router of a node.
-pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
-    let (router, document) = routes().split_for_parts();
+pub(crate) fn router(db: &NetworkDb, stopped: Stopped, extras: &Extras) -> Router {
+    let (router, mut document) = routes().split_for_parts();
+    let (added, documented) = extras.endpoints().split_for_parts();
+    document.merge(documented);
     let document = serde_json::to_vec(&document::finished(document));
     let api = Api {
         db: db.clone(),
@@ -92,9 +95,10 @@ pub(crate) fn router(db: &NetworkDb, stopped: Stopped) -> Router {
         document: document.expect("the document is JSON").into(),
     };
     router
+        .with_state(api)
+        .merge(added)
         .method_not_allowed_fallback(no_method)
         .fallback(no_path)
-        .with_state(api)
 }
 
 /// All endpoints, with what the document says about them.
@@ -135,7 +139,7 @@ async fn openapi(State(api): State<Api>) -> Response {
 }
 
 /// Refuses a query where none is taken.
-async fn no_query(
+pub async fn no_query(
     query: Result<Params<Nothing>, Problem>,
     request: Request,
     next: Next,

@@ -22,7 +22,7 @@ const RETRY_SECONDS: &str = "5";
     description = "A problem; its type says which.",
     content_type = "application/problem+json"
 )]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Names the kind of problem, for programs: a URN, or `about:blank` when the status says all.
     #[serde(rename = "type")]
     kind: &'static str,
@@ -51,7 +51,8 @@ pub(crate) struct FailedMember {
 macro_rules! kinds {
     ($($(#[$doc:meta])* $name:ident, $status:ident, $urn:literal, $title:literal;)*) => {
         $($(#[$doc])*
-        pub(crate) fn $name(detail: impl ToString) -> Self {
+        #[must_use]
+        pub fn $name(detail: impl ToString) -> Self {
             Self {
                 kind: concat!("urn:networkdb:problem:", $urn),
                 title: $title,
@@ -99,12 +100,19 @@ impl Problem {
         busy, SERVICE_UNAVAILABLE, "busy", "There is no room for this at the moment";
         /// None of the members answered: the members that were named are at fault, not this server.
         join_failed, CONFLICT, "join-failed", "None of the members answered";
+        /// There is no such endpoint of a container.
+        unknown_endpoint, NOT_FOUND, "unknown-endpoint", "There is no such endpoint of the network";
+        /// The network has no data path on this node.
+        no_data_path, CONFLICT, "no-data-path", "The network has no data path on this node";
+        /// The kernel refused.
+        kernel, INTERNAL_SERVER_ERROR, "kernel", "The kernel refused";
         /// The node is closed.
         closed, SERVICE_UNAVAILABLE, "closed", "The node is closed";
     }
 
     /// Says why a request did not get as far as an endpoint.
-    pub(crate) fn refused(status: StatusCode, detail: String) -> Self {
+    #[must_use]
+    pub fn refused(status: StatusCode, detail: String) -> Self {
         Self {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or_default(),
@@ -115,7 +123,8 @@ impl Problem {
     }
 
     /// Says of a network that this node is not attached to it.
-    pub(crate) fn no_network(network: &NetworkId) -> Self {
+    #[must_use]
+    pub fn no_network(network: &NetworkId) -> Self {
         Self::not_attached(format!(
             "this node is not attached to network {network}; PUT /v1/networks/{{network}} attaches it"
         ))
@@ -140,7 +149,8 @@ impl Problem {
     }
 
     /// Returns the status.
-    pub(crate) fn status(&self) -> StatusCode {
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
         StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 }
