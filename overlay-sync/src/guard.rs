@@ -69,6 +69,15 @@ impl Guard {
         self.frozen.as_ref().map(|frozen| frozen.since)
     }
 
+    /// Returns what holds for the hosts that have failed so far.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self.frozen {
+            Some(_) => Verdict::Freeze,
+            None => Verdict::Follow,
+        }
+    }
+
     /// Returns the hosts whose rows are being kept, or could still come back.
     pub fn failed(&self) -> impl Iterator<Item = &NodeId> {
         self.failed.keys()

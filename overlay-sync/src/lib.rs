@@ -6,9 +6,17 @@
 //! somebody else made is never touched.
 
 pub mod desired;
+pub mod driver;
 pub mod guard;
 pub mod kernel;
 pub mod mac;
+pub mod network;
 pub mod plan;
+pub mod reconcile;
+pub mod record;
 
+pub use driver::DataPath;
 pub use mac::Mac;
+pub use network::NetworkConfig;
+pub use reconcile::{Settings, Timing};
+pub use record::PeerRecord;

@@ -4,6 +4,9 @@
 //! a network namespace of its own with a VXLAN device and a bridge for each of its segments. Objects that we made carry a
 //! mark, so that those of others are told from ours and left alone.
 
+#[cfg(any(test, feature = "memory-kernel"))]
+pub mod memory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

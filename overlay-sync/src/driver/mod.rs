@@ -1,0 +1,281 @@
+//! The data path of a running node: a thread that reads the tables and keeps the kernel true to them.
+//!
+//! Nothing is decided here. The thread watches the tables, looks each changed record up as it is now, and tells the
+//! [`Reconciler`]; netlink calls block this thread and no other. The handle asks and is answered over a channel. When the
+//! thread ends, the kernel stays as it is: a daemon that is restarted or replaced loses no packet.
+
+mod feed;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use bytes::Bytes;
+use networkdb::engine::{Write, WriteAction};
+use networkdb::{Key, NetworkDb, NetworkId, TableName, WriteError};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, warn};
+
+use self::feed::Feed;
+use crate::kernel::{Kernel, KernelError, Notice};
+use crate::network::NetworkConfig;
+use crate::plan::Op;
+use crate::reconcile::report::{NetworkReport, PlanReport};
+use crate::reconcile::{AskError, Clock, Reconciler, Settings};
+use crate::record::PeerRecord;
+
+/// The table of endpoints and the hosts that they are behind, as Docker calls it.
+pub const PEER_TABLE: &str = "overlay_peer_table";
+
+/// The table in which a network's configuration is, under the network's own id.
+pub const CONFIG_TABLE: &str = "networks";
+
+/// Questions that wait; whoever asks more waits.
+const REQUESTS_MAX: usize = 64;
+
+/// The data path of a node. Cheap to clone; the thread ends when [`DataPath::stop`] is called or the node stops.
+#[derive(Clone, Debug)]
+pub struct DataPath {
+    db: NetworkDb,
+    local: IpAddr,
+    requests: mpsc::Sender<Request>,
+}
+
+/// The thread of a data path, to be waited for.
+#[derive(Debug)]
+pub struct Running(JoinHandle<()>);
+
+/// The data path has ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the data path of this node has ended")]
+pub struct Ended;
+
+/// Why a question was not answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataPathError {
+    /// The thread has ended.
+    #[error(transparent)]
+    Ended(#[from] Ended),
+    /// The network has no answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+}
+
+/// What the thread is asked.
+#[derive(Debug)]
+enum Request {
+    Reports(oneshot::Sender<Vec<NetworkReport>>),
+    Plan(NetworkId, oneshot::Sender<Result<PlanReport, AskError>>),
+    Repair(NetworkId, oneshot::Sender<Result<Vec<Op>, AskError>>),
+    Leftovers(oneshot::Sender<Result<BTreeSet<NetworkId>, KernelError>>),
+    Vteps(oneshot::Sender<BTreeMap<NetworkId, BTreeMap<IpAddr, usize>>>),
+    SetConfigs(BTreeMap<NetworkId, NetworkConfig>, oneshot::Sender<()>),
+    Stop,
+}
+
+impl DataPath {
+    /// Starts the thread. `configs` are the networks that this node has a configuration of; others are read from the table
+    /// [`CONFIG_TABLE`]. `notices` is what the kernel tells of its own accord.
+    pub fn start<K: Kernel + 'static>(
+        db: &NetworkDb,
+        kernel: K,
+        notices: mpsc::Receiver<Notice>,
+        configs: BTreeMap<NetworkId, NetworkConfig>,
+        settings: Settings,
+    ) -> io::Result<(Self, Running)> {
+        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+        let path = Self {
+            db: db.clone(),
+            local: settings.local,
+            requests,
+        };
+        let db = db.clone();
+        let runtime = Builder::new_current_thread().enable_time().build()?;
+        let thread = thread::Builder::new().name("data-path".to_owned());
+        let thread = thread.spawn(move || {
+            let reconciler = Reconciler::new(kernel, settings, clock());
+            let detection = reconciler.settings().timing.detection;
+            let driver = Driver {
+                feed: Feed::new(db, configs, detection),
+                reconciler,
+            };
+            runtime.block_on(driver.run(asked, notices));
+        })?;
+        Ok((path, Running(thread)))
+    }
+
+    /// Tells of all networks.
+    pub async fn reports(&self) -> Result<Vec<NetworkReport>, Ended> {
+        self.ask(Request::Reports).await
+    }
+
+    /// Compares the kernel with what it should hold of a network, changes nothing.
+    pub async fn plan(&self, network: &NetworkId) -> Result<PlanReport, DataPathError> {
+        let network = network.clone();
+        Ok(self.ask(|to| Request::Plan(network, to)).await??)
+    }
+
+    /// Sets right what differs; returns what was done. On an error of the kernel the rest was done.
+    pub async fn repair(&self, network: &NetworkId) -> Result<Vec<Op>, DataPathError> {
+        let network = network.clone();
+        Ok(self.ask(|to| Request::Repair(network, to)).await??)
+    }
+
+    /// Returns the networks that have a namespace of ours on this host and no data path by this node.
+    pub async fn leftovers(&self) -> Result<BTreeSet<NetworkId>, DataPathError> {
+        let found = self.ask(Request::Leftovers).await?;
+        Ok(found.map_err(AskError::Kernel)?)
+    }
+
+    /// Returns, for each network, its remote hosts and how many endpoints are behind each.
+    pub async fn vteps(&self) -> Result<BTreeMap<NetworkId, BTreeMap<IpAddr, usize>>, Ended> {
+        self.ask(Request::Vteps).await
+    }
+
+    /// Replaces the configurations that this node has by itself.
+    pub async fn set_configs(
+        &self,
+        configs: BTreeMap<NetworkId, NetworkConfig>,
+    ) -> Result<(), Ended> {
+        self.ask(|to| Request::SetConfigs(configs, to)).await
+    }
+
+    /// Tells the cluster that an endpoint is behind this host, in place of what was told under its id before.
+    pub async fn register(
+        &self,
+        network: &NetworkId,
+        endpoint: &Key,
+        record: &PeerRecord,
+    ) -> Result<(), WriteError> {
+        let value = Bytes::from(record.encode());
+        let created = self.write(network, endpoint, WriteAction::Create(value.clone()));
+        match created.await {
+            Err(WriteError::Exists { .. }) => {
+                self.write(network, endpoint, WriteAction::Update(value))
+                    .await
+            }
+            done => done,
+        }
+    }
+
+    /// Tells the cluster that an endpoint is gone.
+    pub async fn unregister(&self, network: &NetworkId, endpoint: &Key) -> Result<(), WriteError> {
+        self.write(network, endpoint, WriteAction::Delete).await
+    }
+
+    /// Returns the address of this host that other hosts send packets to.
+    #[must_use]
+    pub fn local(&self) -> IpAddr {
+        self.local
+    }
+
+    async fn write(
+        &self,
+        network: &NetworkId,
+        endpoint: &Key,
+        action: WriteAction,
+    ) -> Result<(), WriteError> {
+        let write = Write {
+            network: network.clone(),
+            table: peer_table(),
+            key: endpoint.clone(),
+            action,
+        };
+        self.db.perform(write).await.map(drop)
+    }
+
+    /// Ends the thread. The kernel stays as it is.
+    pub async fn stop(&self, running: Running) {
+        // It may have ended by itself.
+        drop(self.requests.send(Request::Stop).await);
+        let joined = tokio::task::spawn_blocking(move || running.0.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            error!("the thread of the data path ended badly");
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Result<T, Ended> {
+        let (to, answer) = oneshot::channel();
+        self.requests.send(request(to)).await.map_err(|_| Ended)?;
+        answer.await.map_err(|_| Ended)
+    }
+}
+
+/// Returns the name of the table of endpoints.
+fn peer_table() -> TableName {
+    TableName::new(PEER_TABLE).expect("a short name")
+}
+
+fn clock() -> Clock {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place at which the data path reads the clock"
+    )]
+    Clock::new(Instant::now)
+}
+
+/// What the thread holds.
+#[derive(Debug)]
+struct Driver<K> {
+    feed: Feed,
+    reconciler: Reconciler<K>,
+}
+
+impl<K: Kernel> Driver<K> {
+    /// Works until it is told to stop, or the node has.
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut notices: mpsc::Receiver<Notice>,
+    ) {
+        if self.feed.open().await.is_err() {
+            return;
+        }
+        loop {
+            let next = self.reconciler.poll();
+            tokio::select! {
+                event = self.feed.next(next) => match event {
+                    Ok(event) => self.feed.tell(event, &mut self.reconciler).await,
+                    Err(error) => {
+                        warn!(%error, "the node has stopped, the data path stays as it is");
+                        return;
+                    }
+                },
+                notice = notices.recv() => match notice {
+                    Some(notice) => self.reconciler.notice(&notice),
+                    None => {
+                        error!("the kernel is no longer watched, the data path stays as it is");
+                        return;
+                    }
+                },
+                request = requests.recv() => match request {
+                    Some(Request::Stop) | None => return,
+                    Some(request) => self.answer(request),
+                },
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Whoever asked may have gone away.
+        match request {
+            Request::Reports(to) => drop(to.send(self.reconciler.reports())),
+            Request::Plan(network, to) => drop(to.send(self.reconciler.plan(&network))),
+            Request::Repair(network, to) => drop(to.send(self.reconciler.repair(&network))),
+            Request::Leftovers(to) => drop(to.send(self.reconciler.leftovers())),
+            Request::Vteps(to) => drop(to.send(self.reconciler.vteps())),
+            Request::SetConfigs(configs, to) => {
+                self.feed.set_configs(configs);
+                to.send(()).unwrap_or_default();
+            }
+            Request::Stop => {}
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! How an overlay network is laid out: its segments with their subnets, and what fits into a packet.
+//!
+//! The same JSON is the value of the table `networks` and the configuration of an agent. Example:
+//! `{"segments": [{"vni": 4097, "subnets": ["10.0.1.0/24", "fd00:1::/64"]}], "mtu": 1400}`.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::Vni;
+
+/// The least that fits into a packet of IPv4, in bytes (RFC 791).
+const MTU_MIN: u32 = 68;
+/// The least that fits into a packet of IPv6, in bytes (RFC 8200, section 5).
+const MTU_MIN_V6: u32 = 1_280;
+/// The most that the length field of IP can say, in bytes.
+const MTU_MAX: u32 = 65_535;
+
+/// Bytes before an endpoint's packet on the wire: Ethernet 14, VXLAN 8, UDP 8 and IPv4 20 (RFC 7348, section 5).
+const OVERHEAD_V4: u32 = 50;
+/// The same with an IPv6 header of 40 bytes.
+const OVERHEAD_V6: u32 = 70;
+
+/// The layout of an overlay network.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// Its segments, each a VXLAN device and a bridge. Containers of different segments reach each other by a gateway.
+    pub segments: Vec<SegmentConfig>,
+    /// What fits into a packet, in bytes; by default what the host's network leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Packets between hosts are to be encrypted.
+    #[serde(default)]
+    pub encrypted: bool,
+}
+
+/// One segment of an overlay network.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentConfig {
+    /// The number that packets carry, unique among all VXLAN devices of a host.
+    pub vni: Vni,
+    /// Its subnets, for instance one of IPv4 and one of IPv6.
+    pub subnets: Vec<IpNet>,
+    /// Addresses of the bridge, with the prefix length of their subnet. By default the first address of each subnet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateways: Option<Vec<IpNet>>,
+}
+
+/// Why a layout cannot be used.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkConfigError {
+    /// It is not the JSON of a layout.
+    #[error("{0}")]
+    Json(String),
+    /// There is no segment.
+    #[error("a network needs at least one segment")]
+    NoSegment,
+    /// A segment has no subnet.
+    #[error("the segment with VNI {0} needs at least one subnet")]
+    NoSubnet(u32),
+    /// Two segments have one number.
+    #[error("VNI {0} is given twice")]
+    VniTwice(u32),
+    /// Two subnets have addresses in common.
+    #[error("subnets {0} and {1} overlap")]
+    Overlap(IpNet, IpNet),
+    /// A subnet has no room for endpoints.
+    #[error("subnet {0} has no room for endpoints")]
+    NoRoom(IpNet),
+    /// A gateway is in no subnet of its segment, or has another prefix length.
+    #[error(
+        "gateway {0} is in no subnet of its segment; it has to be written with the prefix length of its subnet"
+    )]
+    Gateway(IpNet),
+    /// The size of packets is out of range.
+    #[error("MTU {mtu} is not between {min} and {max}")]
+    Mtu {
+        /// What was asked for.
+        mtu: u32,
+        /// The least, which is more with IPv6 subnets.
+        min: u32,
+        /// The most.
+        max: u32,
+    },
+}
+
+impl Serialize for Vni {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.number())
+    }
+}
+
+impl<'de> Deserialize<'de> for Vni {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = u32::deserialize(deserializer)?;
+        Self::new(number).ok_or_else(|| {
+            let (min, max) = (Self::MIN, Self::MAX);
+            serde::de::Error::custom(format!("VNI {number} is not between {min} and {max}"))
+        })
+    }
+}
+
+impl NetworkConfig {
+    /// Reads and checks a layout.
+    pub fn from_json(text: &[u8]) -> Result<Self, NetworkConfigError> {
+        let parsed: Self = serde_json::from_slice(text)
+            .map_err(|error| NetworkConfigError::Json(error.to_string()))?;
+        parsed.check()
+    }
+
+    /// Writes it.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("texts and numbers are JSON")
+    }
+
+    /// Checks what the form alone does not say.
+    pub fn check(self) -> Result<Self, NetworkConfigError> {
+        if self.segments.is_empty() {
+            return Err(NetworkConfigError::NoSegment);
+        }
+        let mut vnis = BTreeSet::new();
+        let mut subnets: Vec<IpNet> = Vec::new();
+        for segment in &self.segments {
+            let vni = segment.vni.number();
+            if !vnis.insert(vni) {
+                return Err(NetworkConfigError::VniTwice(vni));
+            }
+            if segment.subnets.is_empty() {
+                return Err(NetworkConfigError::NoSubnet(vni));
+            }
+            for subnet in &segment.subnets {
+                if subnet.prefix_len() == 0 || subnet.prefix_len() + 2 > subnet.max_prefix_len() {
+                    return Err(NetworkConfigError::NoRoom(*subnet));
+                }
+                let other = subnets.iter().find(|other| overlap(other, subnet));
+                if let Some(other) = other {
+                    return Err(NetworkConfigError::Overlap(*other, *subnet));
+                }
+                subnets.push(*subnet);
+            }
+            let lost = segment.gateways().into_iter();
+            if let Some(gateway) = lost.into_iter().find(|gateway| !segment.has(gateway)) {
+                return Err(NetworkConfigError::Gateway(gateway));
+            }
+        }
+        self.check_mtu()
+    }
+
+    fn check_mtu(self) -> Result<Self, NetworkConfigError> {
+        let (min, max) = (self.mtu_min(), MTU_MAX);
+        match self.mtu {
+            Some(mtu) if !(min..=max).contains(&mtu) => {
+                Err(NetworkConfigError::Mtu { mtu, min, max })
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// Returns the least that may fit into a packet, in bytes.
+    pub(crate) fn mtu_min(&self) -> u32 {
+        let mut subnets = self.segments.iter().flat_map(|segment| &segment.subnets);
+        if subnets.any(|subnet| subnet.addr().is_ipv6()) {
+            MTU_MIN_V6
+        } else {
+            MTU_MIN
+        }
+    }
+
+    /// Returns the segment that an endpoint's address belongs to: one with a subnet that contains it and has the same prefix
+    /// length, as Docker has it.
+    #[must_use]
+    pub fn segment_of(&self, endpoint: IpNet) -> Option<&SegmentConfig> {
+        self.segments.iter().find(|segment| segment.has(&endpoint))
+    }
+}
+
+impl SegmentConfig {
+    fn has(&self, endpoint: &IpNet) -> bool {
+        let mut subnets = self.subnets.iter();
+        subnets.any(|subnet| {
+            subnet.prefix_len() == endpoint.prefix_len() && subnet.contains(&endpoint.addr())
+        })
+    }
+
+    /// Returns the addresses of the bridge.
+    #[must_use]
+    pub fn gateways(&self) -> BTreeSet<IpNet> {
+        match &self.gateways {
+            Some(gateways) => gateways.iter().copied().collect(),
+            None => self.subnets.iter().filter_map(first_address).collect(),
+        }
+    }
+
+    /// Says why no endpoint of this segment can have an address; none when one can.
+    pub(crate) fn reserved(&self, ip: IpAddr) -> Option<&'static str> {
+        if self.gateways().iter().any(|gateway| gateway.addr() == ip) {
+            return Some("the address of the gateway");
+        }
+        let subnet = self.subnets.iter().find(|subnet| subnet.contains(&ip))?;
+        if ip == subnet.network() {
+            Some("the address of the subnet itself")
+        } else if ip.is_ipv4() && ip == subnet.broadcast() {
+            Some("the broadcast address of the subnet")
+        } else {
+            None
+        }
+    }
+}
+
+/// Returns the first address after that of the subnet itself.
+fn first_address(subnet: &IpNet) -> Option<IpNet> {
+    let first = match subnet.network() {
+        IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() + 1).into()),
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() + 1).into()),
+    };
+    IpNet::new(first, subnet.prefix_len()).ok()
+}
+
+fn overlap(one: &IpNet, two: &IpNet) -> bool {
+    one.contains(&two.network()) || two.contains(&one.network())
+}
+
+/// Returns what an underlay leaves for an endpoint's packet, in bytes. `encryption` is what encrypting adds.
+#[must_use]
+pub fn room(underlay_mtu: u32, is_v6: bool, encryption: u32) -> u32 {
+    let overhead = if is_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
+    underlay_mtu.saturating_sub(overhead + encryption)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<NetworkConfig, NetworkConfigError> {
+        NetworkConfig::from_json(text.as_bytes())
+    }
+
+    #[test]
+    fn a_layout_reads_as_it_is_written() {
+        let text = r#"{"segments":[{"vni":4097,"subnets":["10.0.1.0/24","fd00:1::/64"]}],"mtu":1400,"encrypted":false}"#;
+        let config = parse(text).unwrap();
+        assert_eq!(String::from_utf8(config.to_json()).unwrap(), text);
+        let gateways: Vec<String> = config.segments[0]
+            .gateways()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(gateways, ["10.0.1.1/24", "fd00:1::1/64"]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        for (text, error) in [
+            ("{}", "missing field `segments` at line 1 column 2"),
+            (r#"{"segments":[]}"#, "a network needs at least one segment"),
+            (
+                r#"{"segments":[],"mut":1}"#,
+                "unknown field `mut`, expected one of `segments`, `mtu`, `encrypted` at line 1 column 20",
+            ),
+            (
+                r#"{"segments":[{"vni":1,"subnets":[]}]}"#,
+                "VNI 1 is not between 4096 and 16777215 at line 1 column 21",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":[]}]}"#,
+                "the segment with VNI 4096 needs at least one subnet",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/31"]}]}"#,
+                "subnet 10.0.0.0/31 has no room for endpoints",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24","10.0.0.128/25"]}]}"#,
+                "subnets 10.0.0.0/24 and 10.0.0.128/25 overlap",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"]},{"vni":4096,"subnets":["10.0.1.0/24"]}]}"#,
+                "VNI 4096 is given twice",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"],"gateways":["10.0.0.1/16"]}]}"#,
+                "gateway 10.0.0.1/16 is in no subnet of its segment; it has to be written with the prefix length of its subnet",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"]}],"mtu":67}"#,
+                "MTU 67 is not between 68 and 65535",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["fd00::/64"]}],"mtu":1279}"#,
+                "MTU 1279 is not between 1280 and 65535",
+            ),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), error);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_belongs_where_subnet_and_prefix_fit() {
+        let config = parse(r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"]},{"vni":4097,"subnets":["10.0.1.0/24","fd00::/64"]}]}"#).unwrap();
+        let vni = |text: &str| {
+            let segment = config.segment_of(text.parse().unwrap());
+            segment.map(|segment| segment.vni.number())
+        };
+        assert_eq!(vni("10.0.0.7/24"), Some(4096));
+        assert_eq!(vni("10.0.1.7/24"), Some(4097));
+        assert_eq!(vni("fd00::7/64"), Some(4097));
+        assert_eq!(vni("10.0.1.7/16"), None);
+        assert_eq!(vni("10.0.2.7/24"), None);
+        let reserved = |text: &str| config.segments[1].reserved(text.parse().unwrap());
+        assert_eq!(reserved("10.0.1.1"), Some("the address of the gateway"));
+        assert_eq!(
+            reserved("10.0.1.0"),
+            Some("the address of the subnet itself")
+        );
+        assert_eq!(
+            reserved("10.0.1.255"),
+            Some("the broadcast address of the subnet")
+        );
+        assert_eq!(reserved("10.0.1.254"), None);
+    }
+
+    #[test]
+    fn headers_leave_the_rest() {
+        assert_eq!(room(1_500, false, 0), 1_450);
+        assert_eq!(room(1_500, true, 0), 1_430);
+        assert_eq!(room(1_500, false, 26), 1_424);
+        assert_eq!(room(20, false, 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_layout_or_refused(text in "[\\{\\}\\[\\]\":,0-9a-z/.]{0,60}") {
+            drop(parse(&text));
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! One overlay network: what is wanted, what the kernel is believed to hold, and when to look again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Instant;
+
+use networkdb::{Key, NetworkId, NodeId};
+use tracing::{info, warn};
+
+use super::backoff::Backoff;
+use super::report::{Counts, Freeze, NetworkReport, PlanReport, Syncs};
+use super::{Clock, Timing};
+use crate::desired::{Claim, Overlay, OverlayError, Place, Underlay};
+use crate::guard::{Evidence, Guard, Verdict};
+use crate::kernel::{Actual, Failure, Kernel, KernelError, Notice};
+use crate::network::NetworkConfig;
+use crate::plan::{Op, plan, plan_places};
+
+/// One overlay network on this host.
+#[derive(Debug)]
+pub(super) struct Network {
+    id: NetworkId,
+    pub(super) config: NetworkConfig,
+    underlay: Underlay,
+    overlay: Overlay,
+    timing: Timing,
+    guard: Guard,
+    /// Records whose owners have failed. Those that still count have no claim here.
+    hidden: BTreeMap<Key, Hidden>,
+    /// What the kernel held when it was last asked, and what was done since.
+    believed: Actual,
+    /// Places that may differ from what is wanted.
+    pending: BTreeSet<Place>,
+    /// When pending places are looked at.
+    due: Option<Instant>,
+    /// Until when further changes are gathered.
+    gather_until: Instant,
+    /// When the kernel is asked for everything.
+    full_due: Instant,
+    /// Nothing is removed while this lies ahead, because not all records are known yet.
+    settle_by: Option<Instant>,
+    /// After the kernel refused something.
+    backoff: Backoff,
+    counts: Counts,
+    syncs: Syncs,
+}
+
+/// A record of a host that has failed.
+#[derive(Debug)]
+struct Hidden {
+    owner: NodeId,
+    at: Instant,
+    /// What is to come back when the network freezes; none while the record counts.
+    claim: Option<Claim>,
+}
+
+impl Network {
+    /// Takes up a network; nothing is removed until [`Network::settle`] or a hold has passed.
+    pub(super) fn new(
+        id: NetworkId,
+        config: NetworkConfig,
+        underlay: Underlay,
+        timing: Timing,
+        now: Instant,
+    ) -> Result<Self, OverlayError> {
+        Ok(Self {
+            overlay: Overlay::new(config.clone(), underlay.clone())?,
+            id,
+            config,
+            underlay,
+            guard: Guard::new(timing.detection, timing.hold),
+            hidden: BTreeMap::new(),
+            believed: Actual::default(),
+            pending: BTreeSet::new(),
+            due: None,
+            gather_until: now,
+            full_due: now,
+            settle_by: Some(now + timing.hold),
+            backoff: Backoff::default(),
+            counts: Counts::default(),
+            syncs: Syncs::default(),
+            timing,
+        })
+    }
+
+    /// Takes another configuration or underlay; on an error nothing has changed.
+    pub(super) fn reconfigure(
+        &mut self,
+        config: NetworkConfig,
+        underlay: Underlay,
+        now: Instant,
+    ) -> Result<(), OverlayError> {
+        if config == self.config && underlay == self.underlay {
+            return Ok(());
+        }
+        self.overlay.reconfigure(config.clone(), underlay.clone())?;
+        (self.config, self.underlay) = (config, underlay);
+        self.full_due = now;
+        Ok(())
+    }
+
+    /// All records that there are have been told: what is not wanted may go.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if self.settle_by.take().is_some() {
+            info!(network = %self.id, "all records known, the data path follows them");
+            self.full_due = now;
+        }
+    }
+
+    /// A record is visible.
+    pub(super) fn set(&mut self, key: Key, claim: Claim, now: Instant) {
+        self.hidden.remove(&key);
+        let owner = claim.owner.clone();
+        let places = self.overlay.set(key, claim);
+        self.touch(places, now);
+        // A host whose record is visible is there.
+        if self.guard.failed().any(|host| *host == owner) {
+            self.guard.host_returned(&owner);
+        }
+    }
+
+    /// A record is gone for good.
+    pub(super) fn remove(&mut self, key: &Key, now: Instant) {
+        self.hidden.remove(key);
+        let places = self.overlay.remove(key);
+        self.touch(places, now);
+    }
+
+    /// A record is hidden, because its owner has failed.
+    pub(super) fn hide(&mut self, key: &Key, evidence: &Evidence, now: Instant) {
+        let Some(claim) = self.overlay.claim(key).cloned() else {
+            return;
+        };
+        let owner = claim.owner.clone();
+        let mut hidden = Hidden {
+            owner: owner.clone(),
+            at: now,
+            claim: None,
+        };
+        let was_frozen = self.guard.frozen_since().is_some();
+        let verdict = if self.guard.failed().any(|host| *host == owner) {
+            self.guard.verdict()
+        } else {
+            let mut present = self.present();
+            present.remove(&owner);
+            self.guard.host_failed(&owner, &present, evidence, now)
+        };
+        if verdict == Verdict::Follow {
+            let places = self.overlay.remove(key);
+            self.touch(places, now);
+            hidden.claim = Some(claim);
+        }
+        self.hidden.insert(key.clone(), hidden);
+        if verdict == Verdict::Freeze && !was_frozen {
+            self.freeze(evidence, now);
+        }
+    }
+
+    /// Hosts with endpoints whose records are visible.
+    fn present(&self) -> BTreeSet<NodeId> {
+        let failed: BTreeSet<&NodeId> = self.guard.failed().collect();
+        let owners = self.overlay.remote_owners();
+        owners
+            .filter(|owner| !failed.contains(owner))
+            .cloned()
+            .collect()
+    }
+
+    /// Brings back what was removed a moment ago.
+    fn freeze(&mut self, evidence: &Evidence, now: Instant) {
+        let failed: BTreeSet<NodeId> = self.guard.failed().cloned().collect();
+        let mut places = BTreeSet::new();
+        for (key, hidden) in &mut self.hidden {
+            if failed.contains(&hidden.owner)
+                && let Some(claim) = hidden.claim.take()
+            {
+                places.extend(self.overlay.set(key.clone(), claim));
+            }
+        }
+        self.touch(places, now);
+        self.counts.freezes += 1;
+        warn!(
+            network = %self.id,
+            failed = failed.len(),
+            suspected = evidence.suspects.len(),
+            isolated = evidence.is_isolated,
+            hold_seconds = self.timing.hold.as_secs(),
+            "hosts fail together: the gossip is suspected, the data path stays as it is"
+        );
+    }
+
+    /// Lets go of what failed hosts had.
+    fn thaw(&mut self, now: Instant) {
+        let gone = std::mem::take(&mut self.hidden);
+        let mut places = BTreeSet::new();
+        for (key, _) in gone.iter().filter(|(_, hidden)| hidden.claim.is_none()) {
+            places.extend(self.overlay.remove(key));
+        }
+        info!(network = %self.id, rows = places.len(), "the data path follows the tables again");
+        self.touch(places, now);
+    }
+
+    /// Looks whether a freeze is over, and forgets what cannot come back.
+    pub(super) fn watch_hosts(&mut self, evidence: &Evidence, now: Instant) {
+        if self.guard.deadline().is_none() && self.hidden.is_empty() {
+            return;
+        }
+        let present = self.present();
+        match self.guard.poll(&present, evidence, now) {
+            Verdict::Follow => {
+                let interval = self.timing.detection;
+                self.hidden.retain(|_, hidden| now < hidden.at + interval);
+            }
+            Verdict::Freeze => {}
+            Verdict::Thaw => self.thaw(now),
+        }
+    }
+
+    /// Returns whether hosts have failed so that evidence is of use.
+    pub(super) fn wants_evidence(&self) -> bool {
+        self.guard.frozen_since().is_some()
+    }
+
+    fn touch(&mut self, places: BTreeSet<Place>, now: Instant) {
+        if places.is_empty() {
+            return;
+        }
+        self.pending.extend(places);
+        // The first change at once; those that come right after it together.
+        let due = now.max(self.gather_until);
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// The kernel tells of its own accord; its echoes of what was done here say nothing new.
+    pub(super) fn notice(&mut self, notice: &Notice, now: Instant) {
+        let is_news = match notice {
+            Notice::Fdb { vni, mac, row, .. } => {
+                let place = Place::Fdb(*vni, *mac);
+                let segment = self.overlay.desired().segments.get(vni);
+                let wanted = segment.and_then(|segment| segment.fdb.get(mac));
+                let is_right = match (wanted, row) {
+                    (Some(vtep), Some(row)) => {
+                        row.vtep == *vtep && row.is_permanent && !row.has_more
+                    }
+                    (Some(_), None) => false,
+                    (None, Some(row)) => !row.is_ours,
+                    (None, None) => true,
+                };
+                !is_right && !self.pending.contains(&place)
+            }
+            Notice::Neighbour { vni, ip, row, .. } => {
+                let place = Place::Neighbour(*vni, *ip);
+                let segment = self.overlay.desired().segments.get(vni);
+                let wanted = segment.and_then(|segment| segment.neighbours.get(ip));
+                let is_right = match (wanted, row) {
+                    (Some(mac), Some(row)) => row.mac == Some(*mac) && row.is_permanent,
+                    (Some(_), None) => false,
+                    (None, Some(row)) => !row.is_ours,
+                    (None, None) => true,
+                };
+                !is_right && !self.pending.contains(&place)
+            }
+            Notice::Network(_) => true,
+            Notice::Underlay => false,
+        };
+        if is_news {
+            self.look_soon(now);
+        }
+    }
+
+    /// Asks the kernel for everything soon, but not more often than is bearable when somebody else keeps changing things.
+    fn look_soon(&mut self, now: Instant) {
+        let soon = now + self.timing.gather;
+        let pause = self.timing.pause_min.max(4 * self.syncs.full_took);
+        let earliest = self.syncs.full_at.map_or(soon, |at| soon.max(at + pause));
+        self.full_due = self.full_due.min(earliest);
+    }
+
+    /// Asks the kernel for everything at once and mends what differs; returns what was done.
+    pub(super) fn repair(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        clock: &Clock,
+    ) -> Result<Vec<Op>, KernelError> {
+        self.full(kernel, clock)
+    }
+
+    /// Returns when [`Network::sync`] has something to do.
+    pub(super) fn deadline(&self) -> Instant {
+        let soonest = self.due.map_or(self.full_due, |due| due.min(self.full_due));
+        let held = self.guard.deadline().into_iter().chain(self.settle_by);
+        held.fold(soonest, Instant::min)
+    }
+
+    /// Does what is due.
+    pub(super) fn sync(&mut self, kernel: &mut dyn Kernel, clock: &Clock, now: Instant) {
+        if self.settle_by.is_some_and(|by| now >= by) {
+            warn!(network = %self.id, "no other host has told all records in time, the data path follows those that are known");
+            self.settle(now);
+        }
+        if now >= self.full_due {
+            // Its errors are counted and told in the report.
+            drop(self.full(kernel, clock));
+        } else if self.due.is_some_and(|due| now >= due) {
+            self.increment(kernel, clock);
+        }
+    }
+
+    fn increment(&mut self, kernel: &mut dyn Kernel, clock: &Clock) {
+        let began = clock.now();
+        let places = std::mem::take(&mut self.pending);
+        self.due = None;
+        let mut ops = plan_places(self.overlay.desired(), &self.believed, &places);
+        self.hold_back(&mut ops);
+        let failures = self.apply(kernel, &ops);
+        let ended = clock.now();
+        self.gather_until = ended + self.timing.gather;
+        self.syncs.increment(ended, ended - began, &ops);
+        self.retry_after(&failures, ended);
+    }
+
+    fn full(&mut self, kernel: &mut dyn Kernel, clock: &Clock) -> Result<Vec<Op>, KernelError> {
+        let began = clock.now();
+        let is_first = self.syncs.full_at.is_none();
+        let dumped = kernel.dump(&self.id);
+        let places = std::mem::take(&mut self.pending);
+        self.due = None;
+        self.believed = match dumped {
+            Ok(actual) => actual,
+            Err(error) => {
+                let ended = clock.now();
+                self.full_due = ended + self.backoff.next();
+                self.pending = places;
+                self.failed(error.to_string());
+                return Err(error);
+            }
+        };
+        let mut ops = plan(Some(self.overlay.desired()), &self.believed);
+        self.hold_back(&mut ops);
+        if !is_first {
+            self.count_drift(&ops, &places);
+        }
+        let failures = self.apply(kernel, &ops);
+        let ended = clock.now();
+        self.gather_until = ended + self.timing.gather;
+        self.syncs.full(ended, ended - began, &ops);
+        self.full_due = ended + self.timing.full_period;
+        self.retry_after(&failures, ended);
+        match failures.into_iter().next() {
+            None => Ok(ops),
+            Some(failure) => Err(failure.error),
+        }
+    }
+
+    /// Leaves out what removes, as long as not all records are known.
+    fn hold_back(&self, ops: &mut Vec<Op>) {
+        if self.settle_by.is_some() {
+            ops.retain(|op| !op.is_removal());
+        }
+    }
+
+    fn apply(&mut self, kernel: &mut dyn Kernel, ops: &[Op]) -> Vec<Failure> {
+        if ops.is_empty() {
+            return Vec::new();
+        }
+        let failures = kernel.apply(&self.id, ops);
+        let mut failed = failures.iter().map(|failure| failure.index).peekable();
+        for (index, op) in ops.iter().enumerate() {
+            if failed.next_if_eq(&index).is_none() {
+                self.believed.apply(op);
+            }
+        }
+        failures
+    }
+
+    fn retry_after(&mut self, failures: &[Failure], now: Instant) {
+        let Some(first) = failures.first() else {
+            self.backoff = Backoff::default();
+            self.syncs.last_error = None;
+            return;
+        };
+        // What the kernel holds is no longer certain: the next look is at everything.
+        self.full_due = now + self.backoff.next();
+        let more = failures.len() - 1;
+        self.counts.failures += failures.len() as u64;
+        self.failed(match more {
+            0 => first.error.to_string(),
+            _ => format!("{} (and {more} more)", first.error),
+        });
+    }
+
+    fn failed(&mut self, error: String) {
+        if self.syncs.last_error.as_ref() != Some(&error) {
+            warn!(network = %self.id, error, "the kernel did not do what was asked, trying again");
+        }
+        self.syncs.last_error = Some(error);
+        self.counts.failed_syncs += 1;
+    }
+
+    /// What differs in a later look and was not waiting to be done is the work of somebody else.
+    fn count_drift(&mut self, ops: &[Op], pending: &BTreeSet<Place>) {
+        let is_pending = |op: &Op| op.place().is_some_and(|place| pending.contains(&place));
+        let drift: Vec<&Op> = ops.iter().filter(|op| !is_pending(op)).collect();
+        for op in &drift {
+            self.counts.drift(op);
+        }
+        if let Some(first) = drift.first() {
+            warn!(network = %self.id, changes = drift.len(), first = %first, "the kernel had been changed by somebody else");
+        }
+    }
+
+    /// Compares everything without changing anything.
+    pub(super) fn plan(&self, kernel: &mut dyn Kernel) -> Result<PlanReport, KernelError> {
+        let actual = kernel.dump(&self.id)?;
+        let ops = plan(Some(self.overlay.desired()), &actual);
+        Ok(PlanReport::new(&ops, &actual))
+    }
+
+    /// Tells what there is to tell without asking the kernel.
+    pub(super) fn report(&self, now: Instant) -> NetworkReport {
+        let freeze = self.guard.frozen_since().map(|since| Freeze {
+            seconds: now.saturating_duration_since(since).as_secs_f64(),
+            hold_seconds: self.timing.hold.as_secs(),
+            hosts: self.guard.failed().map(ToString::to_string).collect(),
+        });
+        let settling = self.settle_by.is_some();
+        NetworkReport::new(
+            &self.id,
+            &self.overlay,
+            self.counts.clone(),
+            self.syncs.report(now, self.pending.len()),
+        )
+        .with_state(freeze, settling)
+    }
+
+    /// Returns hosts of this network and how many endpoints are behind each.
+    pub(super) fn vteps(&self) -> BTreeMap<IpAddr, usize> {
+        self.overlay.vteps().clone()
+    }
+
+    /// Returns the keys of all records.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.overlay.keys().cloned().collect()
+    }
+}

@@ -1,0 +1,1 @@
+//! The reconciler on a kernel in memory with made-up time.
