@@ -4,8 +4,14 @@
 //! a network namespace of its own with a VXLAN device and a bridge for each of its segments. Objects that we made carry a
 //! mark, so that those of others are told from ours and left alone.
 
+mod devices;
+mod links;
 #[cfg(any(test, feature = "memory-kernel"))]
 pub mod memory;
+pub mod netlink;
+pub mod netns;
+mod rows;
+mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -77,7 +83,7 @@ pub struct FdbRow {
     pub is_ours: bool,
     /// It stays until it is removed; else the device has learned it.
     pub is_permanent: bool,
-    /// It names more hosts than this one.
+    /// It names more than this host: a group of hosts, or a UDP port, number or interface other than the device's own.
     pub has_more: bool,
 }
 
@@ -98,7 +104,7 @@ pub struct ActualSegment {
     /// How the device differs from any that could be wanted: down, without its bridge, of another kind. None when it is as
     /// [`ActualSegment::device`] says.
     pub faults: BTreeSet<DeviceFault>,
-    /// The devices, as far as they are there.
+    /// The devices as far as they are there; none without a VXLAN device that could be wanted. A bridge may be there.
     pub device: Option<Device>,
     /// Forwarding rows of the VXLAN device, those of others included.
     pub fdb: BTreeMap<Mac, FdbRow>,
@@ -112,7 +118,7 @@ pub struct ActualSegment {
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum DeviceFault {
-    /// The VXLAN device is down.
+    /// The VXLAN device is down. The kernel has dropped its neighbours then, but kept its permanent forwarding rows.
     VxlanDown,
     /// The bridge is down.
     BridgeDown,
@@ -120,6 +126,8 @@ pub enum DeviceFault {
     NoBridge,
     /// The VXLAN device is not a port of its bridge.
     NotEnslaved,
+    /// The bridge has another MTU than the VXLAN device.
+    OtherMtu,
 }
 
 /// What the kernel holds of one overlay network.

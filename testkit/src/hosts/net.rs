@@ -233,6 +233,7 @@ pub(super) fn remove(state: &State) -> Result<()> {
 pub(super) fn enter<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
     let path = path(namespace);
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    #[expect(clippy::disallowed_methods, reason = "the thread ends right after")]
     let inside = || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         Ok(work())
