@@ -15,12 +15,13 @@ use overlay_sync::Mac;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::kernel::{
     Actual, ActualSegment, Device, DeviceFault, Failure, FdbRow, Flavour, Kernel as _, KernelError,
-    NeighbourRow, Vni,
+    NeighbourRow, Notice, Vni,
 };
 use overlay_sync::plan::Op;
 use tempfile::TempDir;
 use testkit::e2e::process::{SOON, note, until};
 use testkit::hosts::{self, Hosts, Options};
+use tokio::sync::mpsc;
 
 /// The first VNI there is.
 const VNI: u32 = Vni::MIN;
@@ -497,6 +498,130 @@ fn underlay_has_the_mtu_of_the_interface_with_the_address() -> Result<()> {
 }
 
 #[test]
+fn what_others_do_is_told() -> Result<()> {
+    let Some(mut bed) = Bed::make("told", 1)? else {
+        return Ok(());
+    };
+    let (sender, mut notices) = mpsc::channel(10_000);
+    bed.kernel = bed.watching(sender)?;
+    let mut want = Wanted::default();
+    want.device(VNI, bed.local_v4()?, Flavour::Quiet, &["10.0.1.1/24"]);
+    want.peer(VNI, 1, VTEP, "10.0.1.9");
+    want.peer(VNI, 1, VTEP, "fd00:1::9");
+    bed.done(&want.ops)?;
+    let (network, vni) = (bed.network.clone(), vni(VNI));
+    let fdb = |row| Notice::Fdb {
+        network: network.clone(),
+        vni,
+        mac: mac(1),
+        row,
+    };
+    let neighbour = |address: &str, row| Notice::Neighbour {
+        network: network.clone(),
+        vni,
+        ip: ip(address),
+        row,
+    };
+    // What was done here comes back.
+    told(&mut notices, &fdb(Some(row(VTEP, true, true))))?;
+    let [dev, bridge] = [format!("dev vxlan{VNI}"), format!("br{VNI}")];
+    let of = format!("{} {dev}", mac(1));
+    let changes = [
+        (
+            format!("bridge fdb replace {of} dst 192.0.2.7 self permanent"),
+            fdb(Some(row("192.0.2.7", false, true))),
+        ),
+        (format!("bridge fdb del {of} self"), fdb(None)),
+        (
+            format!("bridge fdb add {of} dst 192.0.2.7 self dynamic"),
+            fdb(Some(row("192.0.2.7", false, false))),
+        ),
+        (
+            format!("ip neigh del 10.0.1.9 {dev}"),
+            neighbour("10.0.1.9", None),
+        ),
+        (
+            format!("ip neigh del fd00:1::9 {dev}"),
+            neighbour("fd00:1::9", None),
+        ),
+    ];
+    let all = Notice::Network(network.clone());
+    let of_links = [
+        format!("ip link set {dev} mtu 1300"),
+        format!("ip link set {dev} nomaster"),
+        format!("ip link set {dev} down"),
+        format!("ip addr del 10.0.1.1/24 dev {bridge}"),
+        format!("ip link set {bridge} down"),
+        format!("ip link del {bridge}"),
+        format!("ip link del vxlan{VNI}"),
+    ];
+    let of_links = of_links.map(|change| (change, all.clone()));
+    for (change, notice) in changes.into_iter().chain(of_links) {
+        let (program, args) = change.split_once(' ').context("two words")?;
+        while notices.try_recv().is_ok() {}
+        inside(&bed.kernel.namespace_path(&network), program, args)?;
+        told(&mut notices, &notice).context(change)?;
+    }
+    for change in ["link set eth0 mtu 1400", "addr add 10.9.9.9/24 dev eth0"] {
+        bed.on_host("ip", change)?;
+        told(&mut notices, &Notice::Underlay).context(change)?;
+    }
+    // Links of containers are none of our business.
+    bed.done(&want.ops)?;
+    told(
+        &mut notices,
+        &neighbour(
+            "fd00:1::9",
+            Some(NeighbourRow {
+                mac: Some(mac(1)),
+                is_ours: true,
+                is_permanent: true,
+            }),
+        ),
+    )?;
+    bed.ip("link add veth0 type veth peer name veth1")?;
+    bed.bridge(&format!("fdb del {of} self"))?;
+    told_only(&mut notices, &fdb(None))?;
+    // The thread ends with the kernel, and so does the queue.
+    bed.kernel = bed.open()?;
+    while notices.blocking_recv().is_some() {}
+    Ok(())
+}
+
+#[test]
+fn more_notices_than_the_queue_holds_become_one() -> Result<()> {
+    let Some(mut bed) = Bed::make("full", 1)? else {
+        return Ok(());
+    };
+    let (sender, mut notices) = mpsc::channel(1);
+    bed.kernel = bed.watching(sender)?;
+    let mut want = Wanted::default();
+    want.device(VNI, bed.local_v4()?, Flavour::Quiet, &[]);
+    bed.done(&want.ops)?;
+    for peer in 1..=20_000 {
+        want.peer(VNI, peer, VTEP, &ip_of(peer));
+    }
+    bed.done(&want.ops)?;
+    let all = Notice::Network(bed.network.clone());
+    told(&mut notices, &all)?;
+    // After that, single changes are told again.
+    let at_rest = Notice::Fdb {
+        network: bed.network.clone(),
+        vni: vni(VNI),
+        mac: mac(20_000),
+        row: None,
+    };
+    until("a single change to be told", SOON, || {
+        while notices.try_recv().is_ok() {}
+        bed.bridge(&format!("fdb del {} dev vxlan{VNI} self", mac(20_000)))?;
+        let found = notices.blocking_recv();
+        bed.done(&want.ops[want.ops.len() - 2..])?;
+        Ok(found.as_ref() == Some(&at_rest))
+    })?;
+    Ok(())
+}
+
+#[test]
 fn containers_of_two_hosts_reach_each_other_and_nothing_is_flooded() -> Result<()> {
     for (is_v6, flavour) in [
         (false, Flavour::Quiet),
@@ -591,6 +716,11 @@ impl Bed {
         Ok(self
             .hosts
             .enter(1, || NetlinkKernel::new(self.dir.path()))??)
+    }
+
+    fn watching(&self, notices: mpsc::Sender<Notice>) -> Result<NetlinkKernel> {
+        let open = || NetlinkKernel::watching(self.dir.path(), notices);
+        Ok(self.hosts.enter(1, open)??)
     }
 
     fn local_v4(&self) -> Result<IpAddr> {
@@ -756,6 +886,12 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
+/// Returns an address for an endpoint.
+fn ip_of(endpoint: u32) -> String {
+    let [_, _, a, b] = endpoint.to_be_bytes();
+    format!("10.5.{a}.{b}")
+}
+
 fn row(vtep: &str, is_ours: bool, is_permanent: bool) -> FdbRow {
     FdbRow {
         vtep: ip(vtep),
@@ -763,6 +899,32 @@ fn row(vtep: &str, is_ours: bool, is_permanent: bool) -> FdbRow {
         is_permanent,
         has_more: false,
     }
+}
+
+/// Waits for a notice, whatever comes before it.
+fn told(notices: &mut mpsc::Receiver<Notice>, wanted: &Notice) -> Result<()> {
+    let mut others = Vec::new();
+    let found = until("a notice", SOON, || {
+        while let Ok(notice) = notices.try_recv() {
+            if notice == *wanted {
+                return Ok(true);
+            }
+            others.push(notice);
+        }
+        Ok(false)
+    });
+    found.map(drop).with_context(|| {
+        format!(
+            "{wanted:?} after {:?}",
+            others.iter().rev().take(20).collect::<Vec<_>>()
+        )
+    })
+}
+
+fn told_only(notices: &mut mpsc::Receiver<Notice>, wanted: &Notice) -> Result<()> {
+    let first = notices.blocking_recv();
+    ensure!(first.as_ref() == Some(wanted), "{first:?}");
+    Ok(())
 }
 
 /// Runs a program in a namespace.

@@ -62,6 +62,11 @@ impl Open {
         }))
     }
 
+    /// Returns the namespace.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Brings the loopback device up, without which the namespace does not reach itself.
     pub(super) fn set_up_loopback(&mut self) -> Result<(), Refusal> {
         self.socket.request(links::set_up(LOOPBACK, Vec::new()))

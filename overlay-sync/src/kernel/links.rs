@@ -28,8 +28,10 @@ use super::{Device, Flavour, Vni};
 const ALIAS_MAX: usize = 255;
 
 // Types of messages and attributes, from linux/rtnetlink.h, linux/if_link.h and linux/if_addr.h.
-const RTM_NEWLINK: u16 = 16;
-const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_DELADDR: u16 = 21;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -51,11 +53,13 @@ const IFA_LOCAL: u16 = 2;
 const RTM_NEWROUTE: u16 = 24;
 const RTA_OIF: u16 = 4;
 
+const AF_UNSPEC: u8 = 0;
+
 /// The flag of a link that is up (`IFF_UP`).
 const UP: u32 = 1;
 
 /// What matters of a link.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(super) struct Link {
     pub(super) index: u32,
     pub(super) is_up: bool,
@@ -70,7 +74,7 @@ pub(super) struct Link {
 }
 
 /// What matters of a VXLAN device.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Vxlan {
     id: u32,
     port: u16,
@@ -82,11 +86,11 @@ struct Vxlan {
 }
 
 impl Link {
-    /// Reads one from the kernel.
+    /// Reads one from the kernel; none for what a bridge says of a port (`AF_BRIDGE`), which lacks most of it.
     pub(super) fn parse(kind: u16, payload: &[u8]) -> Option<Self> {
         let header: &[u8; 16] = payload.first_chunk()?;
         let word = |at: usize| header.get(at..)?.first_chunk().copied();
-        if kind != RTM_NEWLINK {
+        if kind != RTM_NEWLINK || header[0] != AF_UNSPEC {
             return None;
         }
         let mut link = Self {
@@ -380,7 +384,9 @@ pub(super) fn addresses(
 ) -> Result<Vec<(u32, IpNet)>, Refusal> {
     let mut message = AddressMessage::default();
     message.header.index = link.unwrap_or_default();
-    let found = socket.dump(RouteNetlinkMessage::GetAddress(message), parse_address)?;
+    let found = socket.dump(RouteNetlinkMessage::GetAddress(message), |kind, payload| {
+        parse_address(payload).filter(|_| kind == RTM_NEWADDR)
+    })?;
     // The kernel need not have filtered.
     let is_meant = |(index, _): &(u32, IpNet)| link.is_none_or(|link| link == *index);
     Ok(found.into_iter().filter(is_meant).collect())
@@ -419,11 +425,9 @@ fn outgoing(socket: &mut Socket, ip: IpAddr) -> Result<Option<u32>, Refusal> {
     })
 }
 
-fn parse_address(kind: u16, payload: &[u8]) -> Option<(u32, IpNet)> {
+/// Reads an address and which link it is of.
+pub(super) fn parse_address(payload: &[u8]) -> Option<(u32, IpNet)> {
     let [_, prefix, _, _, a, b, c, d] = *payload.first_chunk()?;
-    if kind != RTM_NEWADDR {
-        return None;
-    }
     let (mut address, mut local) = (None, None);
     for (kind, value) in Attributes(&payload[8..]) {
         match kind {

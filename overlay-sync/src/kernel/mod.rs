@@ -8,6 +8,7 @@ mod devices;
 mod links;
 #[cfg(any(test, feature = "memory-kernel"))]
 pub mod memory;
+mod monitor;
 pub mod netlink;
 pub mod netns;
 mod rows;

@@ -7,13 +7,17 @@ use std::path::{Path, PathBuf};
 
 use networkdb::NetworkId;
 use rustix::io::Errno;
+use tokio::sync::mpsc::Sender;
 
 use super::devices::{DeviceError, Open};
 use super::links::{self, Link};
+use super::monitor::Monitor;
 use super::netns::Namespaces;
 use super::rows;
 use super::socket::{Refusal, Socket};
-use super::{Actual, ActualSegment, Device, DeviceFault, Failure, Kernel, KernelError, Vni};
+use super::{
+    Actual, ActualSegment, Device, DeviceFault, Failure, Kernel, KernelError, Notice, Vni,
+};
 use crate::plan::Op;
 
 /// The kernel, over netlink. The host is the namespace of the thread that opened it.
@@ -25,6 +29,7 @@ pub struct NetlinkKernel {
     namespaces: Namespaces,
     /// Networks that were asked about in this run: what they have is in use.
     open: BTreeMap<NetworkId, Open>,
+    monitor: Option<Monitor>,
 }
 
 impl NetlinkKernel {
@@ -35,6 +40,16 @@ impl NetlinkKernel {
             host: Socket::open()?,
             namespaces: Namespaces::new(dir),
             open: BTreeMap::new(),
+            monitor: None,
+        })
+    }
+
+    /// Opens the kernel and watches it: what happens to the devices and rows of the networks that are asked about is told,
+    /// what is done here as well. When the queue is full, what is not told becomes a [`Notice::Network`].
+    pub fn watching(dir: &Path, notices: Sender<Notice>) -> io::Result<Self> {
+        Ok(Self {
+            monitor: Some(Monitor::start(notices)?),
+            ..Self::new(dir)?
         })
     }
 
@@ -55,16 +70,35 @@ impl NetlinkKernel {
         {
             // Somebody unmounted it. If it is gone already, there is nothing to clear.
             drop(old.clear());
+            self.unwatch(network);
         }
         if identity.is_some() && !self.open.contains_key(network) {
             let opened = Open::new(&self.namespaces, network);
             if let Some(mut opened) = opened.map_err(|error| refused(what(), error.into()))? {
                 let is_up = opened.set_up_loopback();
-                is_up.map_err(|refusal| refused(what(), refusal))?;
+                let is_watched = is_up.and_then(|()| self.watch(network, &mut opened));
+                is_watched.map_err(|refusal| refused(what(), refusal))?;
                 self.open.insert(network.clone(), opened);
             }
         }
         Ok(self.open.get_mut(network))
+    }
+
+    /// Watches a namespace before anything in it is read.
+    fn watch(&self, network: &NetworkId, open: &mut Open) -> Result<(), Refusal> {
+        if let Some(monitor) = &self.monitor {
+            let socket = Monitor::join(open.file())?;
+            let links = open.vxlans(network)?.into_values();
+            let links = links.chain(open.bridges(network)?.into_values());
+            monitor.add(network.clone(), socket, links.collect());
+        }
+        Ok(())
+    }
+
+    fn unwatch(&self, network: &NetworkId) {
+        if let Some(monitor) = &self.monitor {
+            monitor.remove(network);
+        }
     }
 
     /// Applies an operation on anything but rows.
@@ -82,6 +116,7 @@ impl NetlinkKernel {
                     open.clear().map_err(refused)?;
                 }
                 self.open.remove(network);
+                self.unwatch(network);
                 let removed = self.namespaces.remove(network);
                 removed.map_err(|error| refused(error.into()))
             }

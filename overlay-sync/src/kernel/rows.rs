@@ -30,7 +30,8 @@ use crate::plan::Op;
 const ORIGINATOR: u8 = 110;
 
 // From linux/rtnetlink.h and linux/neighbour.h.
-const RTM_NEWNEIGH: u16 = 28;
+pub(super) const RTM_NEWNEIGH: u16 = 28;
+pub(super) const RTM_DELNEIGH: u16 = 29;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NDA_PORT: u16 = 6;
