@@ -210,8 +210,10 @@ fn packets_that_do_not_fit_are_refused() {
     assert_eq!(host(&overlay, 5).unwrap(), "192.0.2.2");
 }
 
-/// What happens to a record: its key, and the claim or none for its end.
-fn steps() -> impl Strategy<Value = Vec<(u8, Option<(u8, u8, u8)>)>> {
+/// What happens to a record: its key, and address, MAC and host of its claim, or none for its end.
+type Step = (u8, Option<(u8, u8, u8)>);
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
     let claim = prop::option::weighted(0.8, (2..6_u8, 1..4_u8, 1..4_u8));
     prop::collection::vec((0..5_u8, claim), 0..40)
 }

@@ -86,7 +86,8 @@ impl MemoryKernel {
 
 impl Kernel for MemoryKernel {
     fn dump(&mut self, network: &NetworkId) -> Result<Actual, KernelError> {
-        match self.state().dump_errors.pop_front() {
+        let error = self.state().dump_errors.pop_front();
+        match error {
             Some(error) => Err(error),
             None => Ok(self.actual(network)),
         }

@@ -178,7 +178,8 @@ fn a_moved_endpoint_is_one_replace() {
         mac: mac(5),
         vtep: ip(3),
     };
-    assert_eq!(plan(Some(&desired), &actual), [moved.clone()]);
+    let ops = plan(Some(&desired), &actual);
+    assert_eq!(ops, std::slice::from_ref(&moved));
     let places = [Place::Fdb(vni(1), mac(5)), Place::Neighbour(vni(1), ip(5))];
     assert_eq!(plan_places(&desired, &actual, &places.into()), [moved]);
 }
@@ -197,7 +198,7 @@ proptest! {
     #[test]
     fn a_plan_reaches_what_is_wanted_and_then_there_is_nothing_to_do(desired in wanted(), actual in held()) {
         let done = apply_all(&actual, &plan(Some(&desired), &actual));
-        prop_assert_eq!(ours(&done), desired.clone());
+        prop_assert_eq!(&ours(&done), &desired);
         prop_assert_eq!(plan(Some(&desired), &done), []);
         prop_assert!(done.segments.values().all(|segment| segment.faults.is_empty()));
     }
@@ -221,7 +222,7 @@ proptest! {
         for part in [&ops[..ops.len() / 2], &some] {
             let partly = apply_all(&actual, part);
             let done = apply_all(&partly, &plan(Some(&desired), &partly));
-            prop_assert_eq!(ours(&done), desired.clone());
+            prop_assert_eq!(&ours(&done), &desired);
         }
     }
 
@@ -259,7 +260,7 @@ proptest! {
     #[test]
     fn places_that_changed_are_enough(before in wanted(), after in wanted()) {
         let actual = apply_all(&Actual::default(), &plan(Some(&before), &Actual::default()));
-        let mut middle = after.clone();
+        let mut middle = after;
         middle.segments.retain(|vni, _| before.segments.contains_key(vni));
         for (vni, segment) in &mut middle.segments {
             segment.device = before.segments[vni].device.clone();

@@ -31,6 +31,8 @@ pub(super) struct Network {
     believed: Actual,
     /// Places that may differ from what is wanted.
     pending: BTreeSet<Place>,
+    /// A device is not as it should be, because the kernel refused.
+    is_device_refused: bool,
     /// When pending places are looked at.
     due: Option<Instant>,
     /// Until when further changes are gathered.
@@ -72,6 +74,7 @@ impl Network {
             hidden: BTreeMap::new(),
             believed: Actual::default(),
             pending: BTreeSet::new(),
+            is_device_refused: false,
             due: None,
             gather_until: now,
             full_due: now,
@@ -365,9 +368,16 @@ impl Network {
         }
         let failures = kernel.apply(&self.id, ops);
         let mut failed = failures.iter().map(|failure| failure.index).peekable();
+        self.is_device_refused = false;
         for (index, op) in ops.iter().enumerate() {
             if failed.next_if_eq(&index).is_none() {
                 self.believed.apply(op);
+                continue;
+            }
+            // What is still to be done is nobody else's doing when it is found again.
+            match op.place() {
+                Some(place) => self.pending.extend([place]),
+                None => self.is_device_refused = true,
             }
         }
         failures
@@ -399,7 +409,10 @@ impl Network {
 
     /// What differs in a later look and was not waiting to be done is the work of somebody else.
     fn count_drift(&mut self, ops: &[Op], pending: &BTreeSet<Place>) {
-        let is_pending = |op: &Op| op.place().is_some_and(|place| pending.contains(&place));
+        let is_pending = |op: &&Op| match op.place() {
+            Some(place) => pending.contains(&place),
+            None => self.is_device_refused,
+        };
         let drift: Vec<&Op> = ops.iter().filter(|op| !is_pending(op)).collect();
         for op in &drift {
             self.counts.drift(op);
