@@ -3,12 +3,15 @@
 //! [`AgentArgs`] is both the flags of `networkdb agent` and the keys of its config file, so the two cannot drift apart.
 //! A field that was not given is empty; `config` decides what that means.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use networkdb::{NetworkId, NodeId};
+use overlay_sync::NetworkConfig;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -49,19 +52,71 @@ pub(crate) enum Command {
     /// not be written; 2 wrong usage; 3 archive written, but the agent did not answer, or a peer did not when it was asked
     /// what it holds.
     Support(Box<SupportArgs>),
+    /// Shows, checks, repairs or removes the VXLAN data path of this host
+    ///
+    /// Needs an agent with --data-path on, except for cleanup.
+    Datapath(DatapathArgs),
 }
 
 #[derive(Clone, Debug, clap::Args)]
-pub(crate) struct SupportArgs {
+pub(crate) struct DatapathArgs {
+    #[command(subcommand)]
+    pub(crate) action: DatapathAction,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum DatapathAction {
+    /// Prints what would have to be done to make the kernel hold what the tables say; changes nothing
+    ///
+    /// Exit codes: 0 printed; 2 wrong usage; 3 could not be asked.
+    Plan(AskArgs),
+    /// Compares the kernel with the tables
+    ///
+    /// Exit codes: 0 nothing differs; 1 something differs, and is printed; 2 wrong usage; 3 could not be asked.
+    Verify(AskArgs),
+    /// Compares the kernel with the tables and sets right what differs
+    ///
+    /// Exit codes: 0 nothing differs any more, what was done is printed; 1 the kernel refused something; 2 wrong usage; 3
+    /// could not be asked.
+    Repair(AskArgs),
+    /// Removes every namespace that an agent made on this host, with the devices and rows in it, and nothing else
+    ///
+    /// Needs root and no agent. Endpoints that are still attached lose their network. Exit codes: 0 removed, or nothing
+    /// was there; 1 something could not be removed; 2 wrong usage.
+    Cleanup(CleanupArgs),
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AskArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Only this network
+    #[arg(long, value_name = "NID")]
+    pub(crate) network: Option<NetworkId>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CleanupArgs {
+    /// Directory of the namespaces, as --data-path-dir of the agent
+    #[arg(long, value_name = "DIR", default_value = overlay_sync::kernel::netns::DIR)]
+    pub(crate) data_path_dir: PathBuf,
+    /// Only this network
+    #[arg(long, value_name = "NID")]
+    pub(crate) network: Option<NetworkId>,
+    /// Print what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// How an agent is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServerArgs {
     /// Diagnostic server of the agent
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:2000")]
     pub(crate) agent: ServerAddr,
-    /// The archive, a new file; - for stdout [default: networkdb-support-HOST-TIME.tar.gz in the current directory]
-    #[arg(short, long, value_name = "FILE.tar.gz")]
-    pub(crate) output: Option<PathBuf>,
-    /// Leave the values of all tables out, and addresses that the summary would take from them
-    #[arg(long)]
-    pub(crate) redact: bool,
     /// File with tokens of which the first is brought with every request, as --diagnostic-token-file of the agent
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
@@ -74,6 +129,18 @@ pub(crate) struct SupportArgs {
     /// Private key of that certificate, PEM
     #[arg(long, value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct SupportArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// The archive, a new file; - for stdout [default: networkdb-support-HOST-TIME.tar.gz in the current directory]
+    #[arg(short, long, value_name = "FILE.tar.gz")]
+    pub(crate) output: Option<PathBuf>,
+    /// Leave the values of all tables out, and addresses that the summary would take from them
+    #[arg(long)]
+    pub(crate) redact: bool,
     /// Config file of the agent, to include its settings; files that it names are not read
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -194,6 +261,28 @@ pub(crate) struct AgentArgs {
     /// Allow a diagnostic server without tokens and client certificates on addresses that are not loopback
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) diagnostic_insecure: Option<bool>,
+    /// Program what the tables say into the kernel: VXLAN devices, forwarding rows, neighbours. Needs root [default: off]
+    #[arg(long)]
+    pub(crate) data_path: Option<Switch>,
+    /// Address of this host that other hosts send packets of containers to [default: the advertised one]
+    #[arg(long, value_name = "IP")]
+    pub(crate) data_path_addr: Option<IpAddr>,
+    /// UDP port of all VXLAN devices, the same on all hosts [default: 4789]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) data_path_port: Option<NonZeroU16>,
+    /// How long rows are kept when hosts fail together and the gossip is suspected, in seconds [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) data_path_hold: Option<u32>,
+    /// Directory of the networks' namespaces [default: /run/networkdb/netns]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_path_dir: Option<PathBuf>,
+    /// Make devices as this system does: they learn, and report what they miss
+    #[arg(long, value_name = "SYSTEM")]
+    pub(crate) compat: Option<Compat>,
+    /// Layouts of networks, by their ids; in the file only, as in {"overlay-networks": {"NID": {"segments":
+    /// [{"vni": 4097, "subnets": ["10.0.1.0/24"]}]}}}
+    #[arg(skip)]
+    pub(crate) overlay_networks: BTreeMap<NetworkId, NetworkConfig>,
     /// Least level that is logged [default: info]
     #[arg(long)]
     pub(crate) log_level: Option<LogLevel>,
@@ -210,6 +299,22 @@ pub(crate) enum Preset {
     Default,
     Fast,
     Wan,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Switch {
+    #[default]
+    Off,
+    On,
+}
+
+/// A system whose devices are made alike.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Compat {
+    Docker,
 }
 
 /// Least level that is logged.
@@ -266,6 +371,13 @@ impl AgentArgs {
             diagnostic_host: list(self.diagnostic_host, file.diagnostic_host),
             diagnostic_read_only: self.diagnostic_read_only.or(file.diagnostic_read_only),
             diagnostic_insecure: self.diagnostic_insecure.or(file.diagnostic_insecure),
+            data_path: self.data_path.or(file.data_path),
+            data_path_addr: self.data_path_addr.or(file.data_path_addr),
+            data_path_port: self.data_path_port.or(file.data_path_port),
+            data_path_hold: self.data_path_hold.or(file.data_path_hold),
+            data_path_dir: self.data_path_dir.or(file.data_path_dir),
+            compat: self.compat.or(file.compat),
+            overlay_networks: file.overlay_networks,
             log_level: self.log_level.or(file.log_level),
             log_format: self.log_format.or(file.log_format),
         }

@@ -14,6 +14,7 @@ use networkdb::node::NodeConfig;
 use networkdb::{Config, Keyring, NetworkId};
 
 use crate::args::{AgentArgs, LogFormat, LogLevel, Preset};
+use crate::datapath::Path as DataPath;
 use crate::diagnostics::Exposed;
 use crate::shown::Shown;
 
@@ -30,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) networks: Vec<NetworkId>,
     /// The diagnostic server; none when it is off.
     pub(crate) diagnostic: Option<Exposed>,
+    /// The data path; none when it is off.
+    pub(crate) data_path: Option<DataPath>,
     pub(crate) log_level: LogLevel,
     pub(crate) log_format: LogFormat,
     /// The same for people to read, without secrets.
@@ -52,6 +55,7 @@ impl Settings {
         protocol.cluster = args.cluster.clone().unwrap_or(protocol.cluster);
         Ok(Self {
             shown: Shown::of(&args),
+            data_path: DataPath::read(&args)?,
             diagnostic: Exposed::read(&args)?,
             node: NodeConfig {
                 protocol,

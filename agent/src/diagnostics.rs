@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
-use diagnostic::{Access, Running, Server, Tls, TlsFiles, Tokens};
+use diagnostic::{Access, Extras, Running, Server, Tls, TlsFiles, Tokens};
 use networkdb::node::NetworkDb;
 use tracing::{info, warn};
 
@@ -30,6 +30,8 @@ pub(crate) struct Diagnostics {
     /// What was asked for.
     wanted: Option<Exposed>,
     running: Option<Running>,
+    /// What other layers answer, wherever the server is.
+    extras: Extras,
 }
 
 impl Exposed {
@@ -114,8 +116,17 @@ impl Exposed {
 }
 
 impl Diagnostics {
+    /// A server that is off.
+    pub(crate) fn new(extras: Option<Extras>) -> Self {
+        Self {
+            extras: extras.unwrap_or_default(),
+            ..Self::default()
+        }
+    }
+
     /// Serves `db` on a listener from [`Exposed::bind`], none for off.
     pub(crate) fn start(
+        self,
         wanted: Option<&Exposed>,
         server: Option<Server>,
         db: &NetworkDb,
@@ -127,9 +138,12 @@ impl Diagnostics {
         if let Some(server) = &server {
             told.mount(server.routes())?;
         }
+        let extras = self.extras.clone();
+        let serve = |server: Server| serve(server.with_extras(extras), db);
         Ok(Self {
             wanted: wanted.cloned(),
-            running: server.map(|server| serve(server, db)),
+            running: server.map(serve),
+            extras: self.extras,
         })
     }
 
@@ -169,8 +183,13 @@ impl Diagnostics {
             None => None,
         };
         self.retire().await;
-        *self = Self::start(wanted, server, db, told)?;
+        *self = self.fresh().start(wanted, server, db, told)?;
         Ok(())
+    }
+
+    /// A server that is off and would answer the same.
+    fn fresh(&self) -> Self {
+        Self::new(Some(self.extras.clone()))
     }
 
     /// Listens where it did when it has given that up; returns why it could not go elsewhere, and whether it is off.
@@ -185,7 +204,7 @@ impl Diagnostics {
             return error;
         };
         let again = match exposed.bind().await {
-            Ok(server) => Self::start(Some(&exposed), Some(server), db, told),
+            Ok(server) => self.fresh().start(Some(&exposed), Some(server), db, told),
             Err(again) => Err(again),
         };
         match again {

@@ -5,7 +5,9 @@
 //! not check.
 
 mod args;
+mod asking;
 mod config;
+mod datapath;
 mod demo;
 mod diagnostics;
 mod log;
@@ -30,8 +32,7 @@ fn main() -> ExitCode {
     match dispatch(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
-            // Without a reader of stderr the exit code has to do.
-            drop(writeln!(std::io::stderr(), "networkdb: {error:#}"));
+            complain(&format!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -45,6 +46,7 @@ fn dispatch(args: Args) -> Result<ExitCode> {
         Some(Command::Agent(flags)) => block_on(run::run(&flags))?,
         Some(Command::Keygen) => keygen()?,
         Some(Command::Support(args)) => return block_on(support::run(&args)),
+        Some(Command::Datapath(args)) => return block_on(datapath::command::run(&args.action)),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -78,6 +80,12 @@ fn keygen() -> Result<()> {
 fn fresh_key() -> Result<GossipKey> {
     let mut rng = StdRng::try_from_rng(&mut SysRng).context("no randomness from the system")?;
     Ok(GossipKey::generate(&mut rng))
+}
+
+/// Prints a line on stderr.
+fn complain(line: &str) {
+    // Without a reader of stderr the exit code has to do.
+    drop(writeln!(std::io::stderr(), "networkdb: {line}"));
 }
 
 /// Prints a line on stdout.

@@ -10,6 +10,7 @@ use tracing::{error, info, warn};
 
 use crate::args::AgentArgs;
 use crate::config::Settings;
+use crate::datapath::Started;
 use crate::diagnostics::Diagnostics;
 use crate::log::Log;
 use crate::say;
@@ -30,6 +31,7 @@ struct Agent {
     log: Log,
     told: Told,
     keyring: Option<Keyring>,
+    data_path: Option<Started>,
 }
 
 /// Runs a node until SIGTERM or Ctrl-C.
@@ -37,6 +39,9 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     let settings = Settings::read(flags)?;
     let log = Log::start(settings.log_level, settings.log_format);
     let told = Told::new(settings.shown, log.recent());
+    if let Some(path) = &settings.data_path {
+        path.check()?;
+    }
     let server = match &settings.diagnostic {
         Some(exposed) => Some(exposed.bind().await?),
         None => None,
@@ -46,11 +51,21 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
     let join = settings.node.join.clone();
     let db = NetworkDb::start(settings.node).await.map_err(advise)?;
     say(&format!("gossip listening on {}", db.gossip_addr()));
+    let data_path = match &settings.data_path {
+        Some(path) => Some(path.start(&db)?),
+        None => None,
+    };
     let mut attached = tokio::spawn(enter(db.clone(), join, settings.networks));
     // Whether in time or not, it goes on by itself and logs how it ended.
     drop(timeout(ENTER_WAIT, &mut attached).await);
     let mut agent = Agent {
-        diagnostics: Diagnostics::start(settings.diagnostic.as_ref(), server, &db, &told)?,
+        diagnostics: Diagnostics::new(data_path.as_ref().map(Started::extras)).start(
+            settings.diagnostic.as_ref(),
+            server,
+            &db,
+            &told,
+        )?,
+        data_path,
         db,
         log,
         told,
@@ -63,6 +78,7 @@ pub(crate) async fn run(flags: &AgentArgs) -> Result<()> {
                 Request::Stop => break,
             },
             reason = agent.db.stopped() => {
+                agent.stop_data_path().await;
                 agent.diagnostics.stop().await;
                 return reason.map_or(Ok(()), |reason| Err(reason.into()));
             }
@@ -97,6 +113,14 @@ impl Agent {
                 "diagnostic server not changed"
             ),
         }
+        if let (Some(running), Some(path)) = (&self.data_path, &settings.data_path) {
+            match running.reload(path).await {
+                Ok(()) => self.told.overlay_networks_are(&settings.shown),
+                Err(error) => error!(%error, "layouts of networks not changed"),
+            }
+        } else if self.data_path.is_some() != settings.data_path.is_some() {
+            warn!("the data path on or off needs a restart, not changed");
+        }
         match settings.node.keyring {
             keyring if keyring == self.keyring => self.told.keys_are(&settings.shown),
             Some(keyring) if self.keyring.is_some() => {
@@ -113,8 +137,16 @@ impl Agent {
         }
     }
 
+    async fn stop_data_path(&mut self) {
+        if let Some(path) = self.data_path.take() {
+            path.stop().await;
+        }
+    }
+
     /// Leaves the cluster and ends the diagnostic server.
     async fn stop(&mut self) {
+        // Before the tables empty: what containers send goes on.
+        self.stop_data_path().await;
         info!("leaving the cluster");
         tokio::join!(self.db.close(), self.diagnostics.stop());
     }

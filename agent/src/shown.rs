@@ -3,16 +3,19 @@
 //! Nothing here can hold a secret: the settings are a struct of their own, made of names, addresses and the paths of files,
 //! and whoever adds a field has to say what goes into it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use diagnostic::{Reply, Route, Routes};
 use networkdb::NetworkId;
+use overlay_sync::NetworkConfig;
 use serde::Serialize;
 
-use crate::args::{AgentArgs, LogFormat, LogLevel, Preset};
+use crate::args::{AgentArgs, Compat, LogFormat, LogLevel, Preset, Switch};
 use crate::recent::Recent;
 
 /// The path of the last log lines.
@@ -40,6 +43,13 @@ pub(crate) struct Shown {
     log_format: LogFormat,
     key_file: Option<PathBuf>,
     log_level: LogLevel,
+    data_path: Switch,
+    data_path_addr: Option<IpAddr>,
+    data_path_port: Option<NonZeroU16>,
+    data_path_hold: Option<u32>,
+    data_path_dir: Option<PathBuf>,
+    compat: Option<Compat>,
+    overlay_networks: BTreeMap<NetworkId, NetworkConfig>,
     #[serde(flatten)]
     diagnostic: ShownDiagnostic,
 }
@@ -84,6 +94,13 @@ impl Shown {
             log_format: args.log_format.unwrap_or_default(),
             key_file: args.key_file.clone(),
             log_level: args.log_level.unwrap_or_default(),
+            data_path: args.data_path.unwrap_or_default(),
+            data_path_addr: args.data_path_addr,
+            data_path_port: args.data_path_port,
+            data_path_hold: args.data_path_hold,
+            data_path_dir: args.data_path_dir.clone(),
+            compat: args.compat,
+            overlay_networks: args.overlay_networks.clone(),
             diagnostic: ShownDiagnostic {
                 diagnostic_addr: args.diagnostic_addr(),
                 diagnostic_token_file: args.diagnostic_token_file.clone(),
@@ -122,6 +139,11 @@ impl Told {
     /// Notes the diagnostic server of a reload.
     pub(crate) fn diagnostic_is(&self, now: &Shown) {
         self.change(|config| config.diagnostic = now.diagnostic.clone());
+    }
+
+    /// Notes the layouts of networks of a reload.
+    pub(crate) fn overlay_networks_are(&self, now: &Shown) {
+        self.change(|config| config.overlay_networks.clone_from(&now.overlay_networks));
     }
 
     /// Notes where the keys of a reload are from.

@@ -62,6 +62,7 @@ pub use access::{Access, TokenError, Tokens};
 pub use client::{Answer, Client, ClientError, ClientFileError};
 pub use extras::Extras;
 pub use failure::Failure;
+pub use hyper::Method;
 pub use metrics::{Families, Labels};
 pub use params::Params;
 pub use reply::Reply;

@@ -19,8 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, anyhow, bail};
-use diagnostic::{Client, ClientFiles};
+use anyhow::{Context, Result, bail};
 
 use crate::args::SupportArgs;
 use crate::config::{machine_name, read_config};
@@ -51,7 +50,7 @@ pub(crate) async fn run(args: &SupportArgs) -> Result<ExitCode> {
 }
 
 async fn collect(args: &SupportArgs) -> Result<ExitCode> {
-    let client = client(args)?;
+    let client = args.server.client()?;
     let (host, time) = (machine_name(), wall());
     let stamp = stamp(time);
     let name = format!("networkdb-support-{}-{stamp}", names::file(&host));
@@ -98,30 +97,10 @@ async fn collect(args: &SupportArgs) -> Result<ExitCode> {
     })
 }
 
-/// Makes the client of the agent.
-fn client(args: &SupportArgs) -> Result<Client> {
-    let mut client = Client::new(&args.agent.host, args.agent.port);
-    if let Some(path) = &args.token_file {
-        // The text says everything that the source would say again.
-        client = client
-            .with_token_file(path)
-            .map_err(|error| anyhow!("{error}"))?;
-    }
-    if let Some(roots) = &args.cacert {
-        let identity = args.cert.clone().zip(args.key.clone());
-        let roots = roots.clone();
-        let files = ClientFiles { roots, identity };
-        client = client
-            .with_tls(&files)
-            .map_err(|error| anyhow!("{error}"))?;
-    }
-    Ok(client)
-}
-
 /// Makes what removes keys; the tokens of our own file are known.
 fn scrubber(args: &SupportArgs) -> Result<Scrubber> {
     let mut scrubber = Scrubber::default();
-    if let Some(path) = &args.token_file {
+    if let Some(path) = &args.server.token_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("token file {}", path.display()))?;
         let tokens = text.lines().map(str::trim);

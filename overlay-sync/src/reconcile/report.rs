@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use networkdb::NetworkId;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::desired::{Conflict, Overlay};
 use crate::kernel::Actual;
 use crate::plan::Op;
 
 /// What was counted since the reconciler started.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Counts {
     /// Rows and devices that somebody else had changed and that were set right, by kind.
     pub drift: Drift,
@@ -23,7 +24,7 @@ pub struct Counts {
 }
 
 /// Changes of somebody else that were set right.
-#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Drift {
     /// Forwarding rows.
     pub fdb: u64,
@@ -50,7 +51,7 @@ pub(super) struct Syncs {
 }
 
 /// When the kernel was looked at and changed, as it is told.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct SyncReport {
     /// Looks at everything.
     pub full: u64,
@@ -76,7 +77,7 @@ pub struct SyncReport {
 }
 
 /// That a network is frozen.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct Freeze {
     /// For how long it has been.
     pub seconds: f64,
@@ -87,7 +88,7 @@ pub struct Freeze {
 }
 
 /// How a network is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// The kernel was told everything.
@@ -105,7 +106,7 @@ pub enum State {
 }
 
 /// One claim to an address that another claim beats.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct ConflictReport {
     /// The address that several endpoints claim.
     pub address: String,
@@ -116,7 +117,7 @@ pub struct ConflictReport {
 }
 
 /// A record that cannot be used.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct RejectedReport {
     /// Its key.
     pub key: String,
@@ -127,7 +128,7 @@ pub struct RejectedReport {
 }
 
 /// One overlay network on this host.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct NetworkReport {
     /// The network.
     pub network: String,
@@ -152,7 +153,7 @@ pub struct NetworkReport {
 }
 
 /// One segment of a network.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SegmentReport {
     /// The number that packets carry.
     pub vni: u32,
@@ -165,7 +166,7 @@ pub struct SegmentReport {
 }
 
 /// What the kernel holds and what would have to be done.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
 pub struct PlanReport {
     /// Forwarding rows of ours in the kernel.
     pub fdb: usize,
