@@ -31,6 +31,8 @@ pub(super) struct Network {
     believed: Actual,
     /// Places that may differ from what is wanted.
     pending: BTreeSet<Place>,
+    /// The kernel holds what was planned here, so that what differs is the work of others.
+    is_ours: bool,
     /// A device is not as it should be, because the kernel refused.
     is_device_refused: bool,
     /// When pending places are looked at.
@@ -74,6 +76,7 @@ impl Network {
             hidden: BTreeMap::new(),
             believed: Actual::default(),
             pending: BTreeSet::new(),
+            is_ours: false,
             is_device_refused: false,
             due: None,
             gather_until: now,
@@ -324,7 +327,6 @@ impl Network {
 
     fn full(&mut self, kernel: &mut dyn Kernel, clock: &Clock) -> Result<Vec<Op>, KernelError> {
         let began = clock.now();
-        let is_first = self.syncs.full_at.is_none();
         let dumped = kernel.dump(&self.id);
         let places = std::mem::take(&mut self.pending);
         self.due = None;
@@ -340,9 +342,10 @@ impl Network {
         };
         let mut ops = plan(Some(self.overlay.desired()), &self.believed);
         self.hold_back(&mut ops);
-        if !is_first {
+        if self.is_ours {
             self.count_drift(&ops, &places);
         }
+        self.is_ours = self.settle_by.is_none();
         let failures = self.apply(kernel, &ops);
         let ended = clock.now();
         self.gather_until = ended + self.timing.gather;

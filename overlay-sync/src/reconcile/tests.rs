@@ -199,6 +199,12 @@ fn nothing_is_removed_before_all_records_are_known() {
     after.reconciler.settle(&after.network);
     after.work();
     assert_eq!(endpoints(&after), [12, 30]);
+    let counts = after.report().counts;
+    assert_eq!(
+        counts.drift,
+        Default::default(),
+        "what an earlier run left is no drift"
+    );
 }
 
 #[test]
