@@ -12,12 +12,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::IpNet;
 use networkdb::NetworkId;
 use overlay_sync::Mac;
+use overlay_sync::kernel::check::check;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::kernel::{
     Actual, ActualSegment, Device, DeviceFault, Failure, FdbRow, Flavour, Kernel as _, KernelError,
     NeighbourRow, Notice, Vni,
 };
 use overlay_sync::plan::Op;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use testkit::e2e::process::{SOON, note, until};
 use testkit::hosts::{self, Hosts, Options};
@@ -494,6 +496,39 @@ fn underlay_has_the_mtu_of_the_interface_with_the_address() -> Result<()> {
         "without a route: {}",
         none.err().context("an error")?
     ));
+    Ok(())
+}
+
+#[test]
+fn check_says_what_is_missing() -> Result<()> {
+    let Some(bed) = Bed::make("check", 1)? else {
+        return Ok(());
+    };
+    let dir = bed.dir.path().join("to/be/made");
+    let path = dir.as_path();
+    let before = bed.on_host("ip", "-o link")?;
+    bed.hosts.enter(1, || check(path))??;
+    ensure!(path.read_dir()?.next().is_none(), "something stayed");
+    ensure!(bed.on_host("ip", "-o link")? == before);
+    for (lacking, names) in [
+        (CapabilitySet::NET_ADMIN, ["CAP_NET_ADMIN", "make devices"]),
+        (CapabilitySet::SYS_ADMIN, ["CAP_SYS_ADMIN", "namespaces"]),
+    ] {
+        let found = bed.hosts.enter(1, || {
+            // Capabilities are a thread's own.
+            let mut held = capabilities(None)?;
+            held.effective.remove(lacking);
+            set_capabilities(None, held)?;
+            Ok::<_, anyhow::Error>(check(path))
+        })??;
+        let text = found.err().context("nothing was missing")?.to_string();
+        note(&text);
+        ensure!(names.iter().all(|name| text.contains(name)), "{text}");
+    }
+    let file = dir.join("file");
+    File::create(&file)?;
+    let found = bed.hosts.enter(1, || check(&file.join("dir")))?;
+    note(&found.err().context("nothing was missing")?.to_string());
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use crate::plan::Op;
 
 /// The kernel, over netlink. The host is the namespace of the thread that opened it.
 ///
-/// Needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`.
+/// Needs `CAP_NET_ADMIN` and `CAP_SYS_ADMIN`, see [`check`](super::check::check).
 #[derive(Debug)]
 pub struct NetlinkKernel {
     host: Socket,

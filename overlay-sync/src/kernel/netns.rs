@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::{process, thread};
 
 use networkdb::NetworkId;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -91,24 +91,29 @@ impl Namespaces {
         }
         let path = self.path(network);
         File::create(&path)?;
-        on_thread(|| {
-            leave()?;
-            for (key, value) in DEFAULTS {
-                set(key, value)?;
-            }
-            Ok(mount_bind(OWN, &path)?)
-        })
+        mount_new(&path, || Ok(()))
     }
 
     /// Removes the namespace of a network. It lives on while a process is in it or holds a socket of it.
     pub(super) fn remove(&self, network: &NetworkId) -> io::Result<()> {
         let path = self.path(network);
-        // Mounts may lie on one another.
-        while identity(&path)?.is_some() {
-            unmount(&path, UnmountFlags::DETACH)?;
-        }
+        unmount_all(&path)?;
         remove_file(&path)?;
         remove_file(&self.id_path(network))
+    }
+
+    /// Makes a namespace that is nobody's, as [`Namespaces::make`] would, does something in it, and removes it.
+    pub(super) fn attempt<T: Send>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        fs::create_dir_all(&self.dir)?;
+        let path = self.dir.join(format!("check-{}", process::id()));
+        File::create(&path)?;
+        let result = mount_new(&path, work);
+        unmount_all(&path)?;
+        remove_file(&path)?;
+        result
     }
 
     /// Lists the networks that have a namespace.
@@ -147,6 +152,26 @@ impl Namespaces {
     }
 }
 
+/// Makes a namespace, mounts it on a file and does something in it.
+fn mount_new<T: Send>(path: &Path, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    on_thread(|| {
+        leave()?;
+        for (key, value) in DEFAULTS {
+            set(key, value)?;
+        }
+        mount_bind(OWN, path)?;
+        work()
+    })
+}
+
+fn unmount_all(path: &Path) -> io::Result<()> {
+    // Mounts may lie on one another.
+    while identity(path)?.is_some() {
+        unmount(path, UnmountFlags::DETACH)?;
+    }
+    Ok(())
+}
+
 /// Runs something on a thread of its own in a namespace. Sockets that it opens stay there.
 pub(super) fn inside<T: Send>(
     namespace: &File,
@@ -163,10 +188,12 @@ pub(super) fn own() -> io::Result<File> {
     File::open(OWN)
 }
 
-/// Writes below `/proc/sys/net` of the calling thread's namespace; what the kernel was built without needs no value.
+/// Writes below `/proc/sys/net` of the calling thread's namespace. What the kernel was built without needs no value, and in
+/// a container that may not write there the kernel's own values do, too.
 fn set(key: &str, value: &str) -> io::Result<()> {
+    let is_no_matter = |kind| [ErrorKind::NotFound, ErrorKind::ReadOnlyFilesystem].contains(&kind);
     match fs::write(Path::new("/proc/sys/net").join(key), value) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        Err(error) if !is_no_matter(error.kind()) => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
 }
