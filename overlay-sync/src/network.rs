@@ -7,9 +7,17 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::kernel::Vni;
+use crate::record::{cidr, unusable};
+
+/// Most subnets of a network, so that no value of a table keeps a host busy with devices.
+pub const SUBNETS_MAX: usize = 1_024;
+
+/// Longest text about bad JSON, in characters; the JSON may be anybody's.
+const JSON_ERROR_MAX: usize = 200;
 
 /// The least that fits into a packet of IPv4, in bytes (RFC 791).
 const MTU_MIN: u32 = 68;
@@ -44,9 +52,14 @@ pub struct SegmentConfig {
     /// The number that packets carry, unique among all VXLAN devices of a host.
     pub vni: Vni,
     /// Its subnets, for instance one of IPv4 and one of IPv6.
+    #[serde(deserialize_with = "nets")]
     pub subnets: Vec<IpNet>,
     /// Addresses of the bridge, with the prefix length of their subnet. By default the first address of each subnet.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_nets",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub gateways: Option<Vec<IpNet>>,
 }
 
@@ -63,6 +76,9 @@ pub enum NetworkConfigError {
     /// A segment has no subnet.
     #[error("the segment with VNI {0} needs at least one subnet")]
     NoSubnet(u32),
+    /// There are more subnets than are taken.
+    #[error("a network has at most {SUBNETS_MAX} subnets")]
+    TooManySubnets,
     /// Two segments have one number.
     #[error("VNI {0} is given twice")]
     VniTwice(u32),
@@ -72,6 +88,12 @@ pub enum NetworkConfigError {
     /// A subnet has no room for endpoints.
     #[error("subnet {0} has no room for endpoints")]
     NoRoom(IpNet),
+    /// No endpoint can have addresses of a subnet.
+    #[error("subnet {0} is of no use: {1} is {2}")]
+    Unusable(IpNet, IpAddr, &'static str),
+    /// A gateway has an address that no host of a subnet has.
+    #[error("gateway {0} is {1}")]
+    Reserved(IpNet, &'static str),
     /// A gateway is in no subnet of its segment, or has another prefix length.
     #[error(
         "gateway {0} is in no subnet of its segment; it has to be written with the prefix length of its subnet"
@@ -90,26 +112,50 @@ pub enum NetworkConfigError {
 }
 
 impl Serialize for Vni {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u32(self.number())
     }
 }
 
 impl<'de> Deserialize<'de> for Vni {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let number = u32::deserialize(deserializer)?;
         Self::new(number).ok_or_else(|| {
             let (min, max) = (Self::MIN, Self::MAX);
-            serde::de::Error::custom(format!("VNI {number} is not between {min} and {max}"))
+            D::Error::custom(format!("VNI {number} is not between {min} and {max}"))
         })
     }
+}
+
+/// A subnet or a gateway, read as addresses of records are.
+struct Net(IpNet);
+
+impl<'de> Deserialize<'de> for Net {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let net = cidr(&text).map(Self);
+        net.ok_or_else(|| {
+            D::Error::custom(format!(
+                "{text:?} is not an address with a prefix length, as in 10.0.1.0/24"
+            ))
+        })
+    }
+}
+
+fn nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let nets = Vec::<Net>::deserialize(deserializer)?;
+    Ok(nets.into_iter().map(|net| net.0).collect())
+}
+
+fn some_nets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<IpNet>>, D::Error> {
+    nets(deserializer).map(Some)
 }
 
 impl NetworkConfig {
     /// Reads and checks a layout.
     pub fn from_json(text: &[u8]) -> Result<Self, NetworkConfigError> {
-        let parsed: Self = serde_json::from_slice(text)
-            .map_err(|error| NetworkConfigError::Json(error.to_string()))?;
+        let parsed: Self =
+            serde_json::from_slice(text).map_err(|error| NetworkConfigError::Json(told(&error)))?;
         parsed.check()
     }
 
@@ -135,18 +181,13 @@ impl NetworkConfig {
                 return Err(NetworkConfigError::NoSubnet(vni));
             }
             for subnet in &segment.subnets {
-                if subnet.prefix_len() == 0 || subnet.prefix_len() + 2 > subnet.max_prefix_len() {
-                    return Err(NetworkConfigError::NoRoom(*subnet));
-                }
-                let other = subnets.iter().find(|other| overlap(other, subnet));
-                if let Some(other) = other {
-                    return Err(NetworkConfigError::Overlap(*other, *subnet));
-                }
+                check_subnet(subnet, &subnets)?;
                 subnets.push(*subnet);
             }
-            let lost = segment.gateways().into_iter();
-            if let Some(gateway) = lost.into_iter().find(|gateway| !segment.has(gateway)) {
-                return Err(NetworkConfigError::Gateway(gateway));
+            if let Some(gateways) = &segment.gateways {
+                gateways
+                    .iter()
+                    .try_for_each(|gateway| segment.check_gateway(gateway))?;
             }
         }
         self.check_mtu()
@@ -188,6 +229,16 @@ impl SegmentConfig {
         })
     }
 
+    fn check_gateway(&self, gateway: &IpNet) -> Result<(), NetworkConfigError> {
+        if !self.has(gateway) {
+            return Err(NetworkConfigError::Gateway(*gateway));
+        }
+        match self.edge(gateway.addr()) {
+            Some(what) => Err(NetworkConfigError::Reserved(*gateway, what)),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the addresses of the bridge.
     #[must_use]
     pub fn gateways(&self) -> BTreeSet<IpNet> {
@@ -199,9 +250,21 @@ impl SegmentConfig {
 
     /// Says why no endpoint of this segment can have an address; none when one can.
     pub(crate) fn reserved(&self, ip: IpAddr) -> Option<&'static str> {
-        if self.gateways().iter().any(|gateway| gateway.addr() == ip) {
-            return Some("the address of the gateway");
+        let is_gateway = match &self.gateways {
+            Some(gateways) => gateways.iter().any(|gateway| gateway.addr() == ip),
+            None => {
+                let mut firsts = self.subnets.iter().filter_map(first_address);
+                firsts.any(|gateway| gateway.addr() == ip)
+            }
+        };
+        match is_gateway {
+            true => Some("the address of the gateway"),
+            false => self.edge(ip),
         }
+    }
+
+    /// Says which end of its subnet an address is; none for those in between.
+    fn edge(&self, ip: IpAddr) -> Option<&'static str> {
         let subnet = self.subnets.iter().find(|subnet| subnet.contains(&ip))?;
         if ip == subnet.network() {
             Some("the address of the subnet itself")
@@ -210,6 +273,23 @@ impl SegmentConfig {
         } else {
             None
         }
+    }
+}
+
+fn check_subnet(subnet: &IpNet, others: &[IpNet]) -> Result<(), NetworkConfigError> {
+    if others.len() == SUBNETS_MAX {
+        return Err(NetworkConfigError::TooManySubnets);
+    }
+    if subnet.prefix_len() + 2 > subnet.max_prefix_len() {
+        return Err(NetworkConfigError::NoRoom(*subnet));
+    }
+    let first = subnet.network();
+    if let Some(what) = unusable(first) {
+        return Err(NetworkConfigError::Unusable(*subnet, first, what));
+    }
+    match others.iter().find(|other| overlap(other, subnet)) {
+        Some(other) => Err(NetworkConfigError::Overlap(*other, *subnet)),
+        None => Ok(()),
     }
 }
 
@@ -230,7 +310,27 @@ fn overlap(one: &IpNet, two: &IpNet) -> bool {
 #[must_use]
 pub fn room(underlay_mtu: u32, is_v6: bool, encryption: u32) -> u32 {
     let overhead = if is_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 };
-    underlay_mtu.saturating_sub(overhead + encryption)
+    underlay_mtu.saturating_sub(overhead.saturating_add(encryption))
+}
+
+/// Tells of bad JSON in one short line.
+fn told(error: &serde_json::Error) -> String {
+    let text: Vec<char> = error.to_string().chars().collect();
+    let is_cut = text.len() > JSON_ERROR_MAX;
+    let shown = text.into_iter().take(JSON_ERROR_MAX);
+    let mut shown: String = shown
+        .flat_map(|char| {
+            // Other marks than quotes are written as they are unless they would not be seen.
+            let is_plain = matches!(char, '"' | '\'' | '\\');
+            let escaped = (!is_plain).then(|| char.escape_debug());
+            let plain = is_plain.then_some(char);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect();
+    if is_cut {
+        shown.push_str("...");
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -256,11 +356,16 @@ mod tests {
         assert_eq!(gateways, ["10.0.1.1/24", "fd00:1::1/64"]);
     }
 
+    fn check(cases: &[(&str, &str)]) {
+        for (text, error) in cases {
+            assert_eq!(parse(text).unwrap_err().to_string(), *error);
+        }
+    }
+
     #[test]
-    fn what_cannot_be_used_is_named() {
-        for (text, error) in [
+    fn json_that_is_no_layout_is_refused_with_its_place() {
+        check(&[
             ("{}", "missing field `segments` at line 1 column 2"),
-            (r#"{"segments":[]}"#, "a network needs at least one segment"),
             (
                 r#"{"segments":[],"mut":1}"#,
                 "unknown field `mut`, expected one of `segments`, `mtu`, `encrypted` at line 1 column 20",
@@ -270,8 +375,47 @@ mod tests {
                 "VNI 1 is not between 4096 and 16777215 at line 1 column 21",
             ),
             (
+                r#"{"segments":[{"vni":16777216,"subnets":[]}]}"#,
+                "VNI 16777216 is not between 4096 and 16777215 at line 1 column 28",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0"]}]}"#,
+                "\"10.0.0.0\" is not an address with a prefix length, as in 10.0.1.0/24 at line 1 column 47",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["010.0.0.0/24"]}]}"#,
+                "\"010.0.0.0/24\" is not an address with a prefix length, as in 10.0.1.0/24 at line 1 column 51",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"],"gateway":[]}]}"#,
+                "unknown field `gateway`, expected one of `vni`, `subnets`, `gateways` at line 1 column 60",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named() {
+        check(&[
+            (r#"{"segments":[]}"#, "a network needs at least one segment"),
+            (
                 r#"{"segments":[{"vni":4096,"subnets":[]}]}"#,
                 "the segment with VNI 4096 needs at least one subnet",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/0"]}]}"#,
+                "subnet 10.0.0.0/0 is of no use: 0.0.0.0 is the unspecified address",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["ff05::/64"]}]}"#,
+                "subnet ff05::/64 is of no use: ff05:: is a group address",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"],"gateways":["10.0.0.0/24"]}]}"#,
+                "gateway 10.0.0.0/24 is the address of the subnet itself",
+            ),
+            (
+                r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/24"],"gateways":["10.0.0.255/24"]}]}"#,
+                "gateway 10.0.0.255/24 is the broadcast address of the subnet",
             ),
             (
                 r#"{"segments":[{"vni":4096,"subnets":["10.0.0.0/31"]}]}"#,
@@ -297,9 +441,57 @@ mod tests {
                 r#"{"segments":[{"vni":4096,"subnets":["fd00::/64"]}],"mtu":1279}"#,
                 "MTU 1279 is not between 1280 and 65535",
             ),
-        ] {
-            assert_eq!(parse(text).unwrap_err().to_string(), error);
-        }
+        ]);
+    }
+
+    #[test]
+    fn what_is_told_of_bad_json_is_one_short_line() {
+        let text = format!("{{\"\u{202e}\\n{}\":1}}", "x".repeat(9_999));
+        let told = parse(&text).unwrap_err().to_string();
+        assert!(told.starts_with("unknown field `\\u{202e}\\nxxx"), "{told}");
+        assert!(told.len() < 300);
+    }
+
+    #[test]
+    fn gateways_can_be_left_out_or_be_others() {
+        let of = |gateways: &str| {
+            let text = format!(
+                r#"{{"segments":[{{"vni":4096,"subnets":["10.0.0.0/24"],"gateways":{gateways}}}]}}"#
+            );
+            let config = parse(&text).unwrap();
+            assert_eq!(
+                NetworkConfig::from_json(&config.to_json()),
+                Ok(config.clone())
+            );
+            let gateways = config.segments[0].gateways();
+            gateways.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(of("[]"), [""; 0]);
+        assert_eq!(of(r#"["10.0.0.254/24"]"#), ["10.0.0.254/24"]);
+    }
+
+    #[test]
+    fn subnets_are_not_without_end() {
+        let config = |count: usize| {
+            let subnets: Vec<String> = (0..count)
+                .map(|at| format!("\"10.{}.{}.0/24\"", at / 256, at % 256))
+                .collect();
+            let subnets = subnets.join(",");
+            parse(&format!(
+                r#"{{"segments":[{{"vni":4096,"subnets":[{subnets}]}}]}}"#
+            ))
+        };
+        assert!(config(SUBNETS_MAX).is_ok());
+        let refused = config(SUBNETS_MAX + 1);
+        assert_eq!(refused, Err(NetworkConfigError::TooManySubnets));
+    }
+
+    #[test]
+    fn a_subnet_of_ipv4_in_the_clothes_of_ipv6_is_of_ipv4() {
+        let config = parse(r#"{"segments":[{"vni":4096,"subnets":["::ffff:10.0.0.0/120"]}]}"#);
+        let config = config.unwrap();
+        assert_eq!(config.segments[0].subnets[0].to_string(), "10.0.0.0/24");
+        assert_eq!(config.mtu_min(), MTU_MIN);
     }
 
     #[test]
@@ -335,10 +527,55 @@ mod tests {
         assert_eq!(room(20, false, 0), 0);
     }
 
+    /// JSON that is nearly that of a layout.
+    fn nearly() -> impl Strategy<Value = String> {
+        let number = prop_oneof![
+            (0..3_u32).prop_map(|vni| (4_095 + vni).to_string()),
+            any::<i64>().prop_map(|number| number.to_string()),
+            Just("\"x\"".to_owned()),
+        ];
+        let net = prop_oneof![
+            (0..4_u8, 0..3_u8, 20..34_u8)
+                .prop_map(|(net, ip, prefix)| format!("\"10.0.{net}.{ip}/{prefix}\"")),
+            (0..3_u8, 60..130_u8).prop_map(|(net, prefix)| format!("\"fd00:{net}::/{prefix}\"")),
+            "\"[0-9a-f:./]{0,12}\"",
+        ];
+        let nets = prop::collection::vec(net, 0..4).prop_map(|nets| nets.join(","));
+        let segment = (number, nets.clone(), prop::option::of(nets));
+        let segment = segment.prop_map(|(vni, subnets, gateways)| {
+            let gateways = gateways.map(|nets| format!(",\"gateways\":[{nets}]"));
+            let gateways = gateways.unwrap_or_default();
+            format!("{{\"vni\":{vni},\"subnets\":[{subnets}]{gateways}}}")
+        });
+        let mtu = prop::option::of(0..70_000_u32);
+        (prop::collection::vec(segment, 0..3), mtu).prop_map(|(segments, mtu)| {
+            let mtu = mtu.map(|mtu| format!(",\"mtu\":{mtu}"));
+            let (segments, mtu) = (segments.join(","), mtu.unwrap_or_default());
+            format!("{{\"segments\":[{segments}]{mtu}}}")
+        })
+    }
+
     proptest! {
         #[test]
-        fn any_text_is_a_layout_or_refused(text in "[\\{\\}\\[\\]\":,0-9a-z/.]{0,60}") {
-            drop(parse(&text));
+        fn any_text_is_a_layout_or_refused(text in "\\PC{0,60}", nearly in nearly()) {
+            for text in [text, nearly] {
+                let Ok(config) = parse(&text) else { continue };
+                prop_assert_eq!(NetworkConfig::from_json(&config.to_json()), Ok(config.clone()));
+                for segment in &config.segments {
+                    for subnet in &segment.subnets {
+                        prop_assert_eq!(config.segment_of(*subnet), Some(segment));
+                    }
+                    for gateway in segment.gateways() {
+                        prop_assert_eq!(config.segment_of(gateway), Some(segment));
+                        prop_assert_eq!(segment.reserved(gateway.addr()), Some("the address of the gateway"));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_layout_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            drop(NetworkConfig::from_json(&bytes));
         }
     }
 }

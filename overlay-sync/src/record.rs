@@ -10,6 +10,18 @@ use prost::Message;
 
 use crate::mac::{Mac, MacError};
 
+mod endpoint;
+
+pub use endpoint::{
+    EndpointMessage, EndpointRecord, EndpointRecordError, PortConfig, PortMessage, Protocol,
+};
+
+/// The table whose records say where endpoints are.
+pub const PEER_TABLE: &str = "overlay_peer_table";
+
+/// The table whose records say which service endpoints are of.
+pub const ENDPOINT_TABLE: &str = "endpoint_table";
+
 /// Where an endpoint is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PeerRecord {
@@ -50,24 +62,26 @@ pub enum RecordError {
     Host(IpAddr, &'static str),
 }
 
-/// `PeerRecord` of `overlay.proto`, as it is written.
+/// `PeerRecord` of `overlay.proto`, as it is written: texts that may be anything.
 #[derive(Clone, Eq, PartialEq, Message)]
-struct PeerMessage {
+pub struct PeerMessage {
+    /// The endpoint's address with the length of its subnet's prefix.
     #[prost(string, tag = "1")]
-    endpoint_ip: String,
+    pub endpoint_ip: String,
+    /// The endpoint's hardware address.
     #[prost(string, tag = "2")]
-    endpoint_mac: String,
+    pub endpoint_mac: String,
+    /// The host that it is behind.
     #[prost(string, tag = "3")]
-    tunnel_endpoint_ip: String,
+    pub tunnel_endpoint_ip: String,
 }
 
 impl PeerRecord {
-    /// Reads a value of `overlay_peer_table`.
+    /// Reads a value of [`PEER_TABLE`]. IPv4 addresses in the form of IPv6 become plain ones.
     pub fn decode(value: &[u8]) -> Result<Self, RecordError> {
         let message = PeerMessage::decode(value).map_err(|_| RecordError::Message)?;
         let text = &message.endpoint_ip;
-        let endpoint: IpNet = text.parse().map_err(|_| RecordError::Cidr(shown(text)))?;
-        let endpoint = canonical_net(endpoint);
+        let endpoint = cidr(text).ok_or_else(|| RecordError::Cidr(shown(text)))?;
         if let Some(what) = unusable(endpoint.addr()) {
             return Err(RecordError::Endpoint(endpoint.addr(), what));
         }
@@ -79,7 +93,7 @@ impl PeerRecord {
         let text = &message.tunnel_endpoint_ip;
         let vtep: IpAddr = text.parse().map_err(|_| RecordError::Vtep(shown(text)))?;
         let vtep = vtep.to_canonical();
-        match unusable(vtep) {
+        match unusable(vtep).or_else(|| unreachable(vtep)) {
             Some(what) => Err(RecordError::Host(vtep, what)),
             None => Ok(Self {
                 endpoint,
@@ -89,7 +103,7 @@ impl PeerRecord {
         }
     }
 
-    /// Writes it as a value of `overlay_peer_table`.
+    /// Writes it as a value of [`PEER_TABLE`].
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let message = PeerMessage {
@@ -101,18 +115,27 @@ impl PeerRecord {
     }
 }
 
-/// An IPv4 address that is written as IPv6 means the same as the plain one; its prefix counts from the start of the long form.
-fn canonical_net(net: IpNet) -> IpNet {
-    match (net.addr().to_canonical(), net.prefix_len().checked_sub(96)) {
-        (ip @ IpAddr::V4(_), Some(prefix)) if net.addr().is_ipv6() => {
-            IpNet::new(ip, prefix).unwrap_or(net)
-        }
-        _ => net,
+/// Reads an address with the length of its prefix. As in Go, numbers with zeros before them are none: some read them as
+/// octal. IPv4 in the form of IPv6 becomes plain; its prefix counts from the start of the long form.
+pub(crate) fn cidr(text: &str) -> Option<IpNet> {
+    let (ip, prefix) = text.split_once('/')?;
+    let is_number = prefix.bytes().all(|digit| digit.is_ascii_digit());
+    if !is_number || (prefix.len() > 1 && prefix.starts_with('0')) {
+        return None;
     }
+    let (ip, prefix): (IpAddr, u8) = (ip.parse().ok()?, prefix.parse().ok()?);
+    let plain = ip.to_canonical();
+    let is_plain = plain == ip;
+    let prefix = if is_plain {
+        prefix
+    } else {
+        prefix.checked_sub(96)?
+    };
+    IpNet::new(plain, prefix).ok()
 }
 
 /// Says why neither an endpoint nor a host can have an address; none when it can.
-fn unusable(ip: IpAddr) -> Option<&'static str> {
+pub(crate) fn unusable(ip: IpAddr) -> Option<&'static str> {
     if ip.is_unspecified() {
         Some("the unspecified address")
     } else if ip.is_multicast() {
@@ -121,12 +144,20 @@ fn unusable(ip: IpAddr) -> Option<&'static str> {
         Some("a loopback address")
     } else if ip == IpAddr::from([255, 255, 255, 255]) {
         Some("the broadcast address")
+    } else if matches!(ip, IpAddr::V4(ip) if ip.octets()[0] == 0) {
+        Some("of 0.0.0.0/8, which nobody can be reached at")
     } else {
         None
     }
 }
 
-/// Longest text that an error repeats.
+/// Says why a packet cannot be sent to a host by its address alone; none when it can.
+fn unreachable(ip: IpAddr) -> Option<&'static str> {
+    let is_of_link = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    is_of_link.then_some("of one link, which it does not name")
+}
+
+/// Longest text that an error repeats, in characters.
 const SHOWN_MAX: usize = 64;
 
 /// Cuts a text that anybody may have written.
@@ -168,59 +199,100 @@ mod tests {
 
     #[test]
     fn an_endpoint_address_that_cannot_be_used_is_named() {
-        let form = |text: &str| {
-            format!(
-                "endpoint address {text:?} is not an address with a prefix length, as in 10.0.1.5/24"
-            )
-        };
-        for (ip, error) in [
-            ("10.0.1.4", form("10.0.1.4")),
-            ("10.0.1.4/33", form("10.0.1.4/33")),
-            ("", form("")),
-            (
-                "0.0.0.0/0",
-                "endpoint address 0.0.0.0 is the unspecified address".into(),
-            ),
-            (
-                "224.0.0.1/4",
-                "endpoint address 224.0.0.1 is a group address".into(),
-            ),
-            (
-                "127.0.0.1/8",
-                "endpoint address 127.0.0.1 is a loopback address".into(),
-            ),
-            (
-                "255.255.255.255/8",
-                "endpoint address 255.255.255.255 is the broadcast address".into(),
-            ),
+        for text in [
+            "",
+            "10.0.1.4",
+            "10.0.1.4/",
+            "10.0.1.4/33",
+            "10.0.1.4/+24",
+            "10.0.1.4/024",
+            "010.0.1.4/24",
+            "10.0.1.4/24/24",
+            " 10.0.1.4/24",
+            "fd00::1/129",
+            "fe80::1%eth0/64",
+            // Its network is neither of IPv4 nor of IPv6.
+            "::ffff:10.0.1.4/64",
         ] {
-            assert_eq!(decoded(ip, MAC, VTEP).unwrap_err().to_string(), error);
+            let error = format!(
+                "endpoint address {text:?} is not an address with a prefix length, as in 10.0.1.5/24"
+            );
+            assert_eq!(decoded(text, MAC, VTEP).unwrap_err().to_string(), error);
         }
-        let long = decoded(&"x".repeat(10_000), MAC, VTEP).unwrap_err();
-        assert!(long.to_string().len() < 200);
+        for (text, what) in [
+            ("0.0.0.0/0", "the unspecified address"),
+            ("0.0.0.4/24", "of 0.0.0.0/8, which nobody can be reached at"),
+            ("::/64", "the unspecified address"),
+            ("224.0.0.1/4", "a group address"),
+            ("127.0.0.1/8", "a loopback address"),
+            ("::ffff:127.0.0.1/120", "a loopback address"),
+            ("255.255.255.255/8", "the broadcast address"),
+        ] {
+            let ip = cidr(text).unwrap().addr();
+            let error = format!("endpoint address {ip} is {what}");
+            assert_eq!(decoded(text, MAC, VTEP).unwrap_err().to_string(), error);
+        }
     }
 
     #[test]
-    fn a_mac_or_host_that_cannot_be_used_is_named() {
-        for (mac, vtep, error) in [
+    fn a_hardware_address_that_cannot_be_used_is_named() {
+        for (text, what) in [
+            ("", "not six hexadecimal bytes with colons between them"),
             (
-                "x\n",
-                VTEP,
-                "endpoint MAC \"x\\n\": not six hexadecimal bytes with colons between them",
+                "x\n\u{202e}",
+                "not six hexadecimal bytes with colons between them",
             ),
             (
                 "ff:ff:ff:ff:ff:ff",
-                VTEP,
-                "endpoint MAC \"ff:ff:ff:ff:ff:ff\": a group address, which no endpoint has",
+                "a group address, which no endpoint has",
             ),
-            (MAC, "host", "tunnel endpoint \"host\" is not an address"),
-            (MAC, "::", "tunnel endpoint :: is the unspecified address"),
-            (MAC, "ff02::1", "tunnel endpoint ff02::1 is a group address"),
+            (
+                "00:00:00:00:00:00",
+                "all zeros, which stands for every address",
+            ),
         ] {
-            let refused = decoded("10.0.1.4/24", mac, vtep).unwrap_err();
+            let refused = decoded("10.0.1.4/24", text, VTEP).unwrap_err().to_string();
+            assert_eq!(refused, format!("endpoint MAC {text:?}: {what}"));
+            assert!(!refused.contains(['\n', '\u{202e}']));
+        }
+    }
+
+    #[test]
+    fn a_host_that_cannot_be_used_is_named() {
+        for text in ["", "host", "192.0.2.1/24", "192.0.2.1:4789", "192.000.2.1"] {
+            let refused = decoded("10.0.1.4/24", MAC, text).unwrap_err();
+            let error = format!("tunnel endpoint {text:?} is not an address");
             assert_eq!(refused.to_string(), error);
         }
-        assert_eq!(PeerRecord::decode(b"\xff"), Err(RecordError::Message));
+        for (text, what) in [
+            ("::", "the unspecified address"),
+            ("::ffff:0.0.0.0", "the unspecified address"),
+            ("ff02::1", "a group address"),
+            ("127.0.0.1", "a loopback address"),
+            ("255.255.255.255", "the broadcast address"),
+            ("fe80::1", "of one link, which it does not name"),
+        ] {
+            let refused = decoded("10.0.1.4/24", MAC, text).unwrap_err();
+            let ip = text.parse::<IpAddr>().unwrap().to_canonical();
+            let error = format!("tunnel endpoint {ip} is {what}");
+            assert_eq!(refused.to_string(), error);
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_a_record_is_short() {
+        for bytes in [&b"\xff"[..], b"\x0a\x02\xff\xfe", b"\x0a\x7f"] {
+            assert_eq!(PeerRecord::decode(bytes), Err(RecordError::Message));
+        }
+        let long = "\u{1b}".repeat(10_000);
+        for (ip, mac, vtep) in [
+            (&*long, MAC, VTEP),
+            ("10.0.1.4/24", &long, VTEP),
+            ("10.0.1.4/24", MAC, &long),
+        ] {
+            let refused = decoded(ip, mac, vtep).unwrap_err().to_string();
+            assert!(refused.len() < 600, "{refused}");
+        }
     }
 
     #[test]
@@ -239,7 +311,7 @@ mod tests {
         }
 
         #[test]
-        fn any_texts_are_a_record_or_refused(ip in "[0-9a-f.:/]{0,20}", mac in "[0-9a-f:]{0,18}", vtep in "[0-9.:f]{0,16}") {
+        fn any_texts_are_a_record_or_refused(ip in "[0-9a-f.:/]{0,20}", mac in "[0-9a-f]{2}(:[0-9a-f]{2}){5}", vtep in "[0-9.:f]{0,16}") {
             if let Ok(record) = decoded(&ip, &mac, &vtep) {
                 prop_assert_eq!(PeerRecord::decode(&record.encode()), Ok(record));
             }

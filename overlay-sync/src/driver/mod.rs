@@ -25,10 +25,7 @@ use crate::network::NetworkConfig;
 use crate::plan::Op;
 use crate::reconcile::report::{NetworkReport, PlanReport};
 use crate::reconcile::{AskError, Clock, Reconciler, Settings};
-use crate::record::PeerRecord;
-
-/// The table of endpoints and the hosts that they are behind, as Docker calls it.
-pub const PEER_TABLE: &str = "overlay_peer_table";
+use crate::record::{PEER_TABLE, PeerRecord};
 
 /// The table in which a network's configuration is, under the network's own id.
 pub const CONFIG_TABLE: &str = "networks";
