@@ -125,9 +125,20 @@ pub struct Conflict {
     /// The address.
     pub place: Place,
     /// The record that counts.
-    pub winner: Key,
+    pub winner: Claimant,
     /// The others, the newest first.
-    pub losers: Vec<Key>,
+    pub losers: Vec<Claimant>,
+}
+
+/// A record that claims an address.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Claimant {
+    /// Its key.
+    pub key: Key,
+    /// The node that wrote it.
+    pub owner: NodeId,
+    /// The host that the address is behind.
+    pub vtep: IpAddr,
 }
 
 /// What decides between records: the version, then the key.
@@ -137,15 +148,49 @@ type Rank = (Version, Key);
 #[derive(Debug)]
 enum Contenders {
     One(Key),
-    /// The last one counts.
-    Many(BTreeSet<Rank>),
+    Many(Box<Rivals>),
+}
+
+/// Several records that claim a place.
+#[derive(Debug, Default)]
+struct Rivals {
+    /// What each claims; the last one counts.
+    stakes: BTreeMap<Rank, Stake>,
+    /// How many claim the same.
+    counts: BTreeMap<Stake, usize>,
 }
 
 /// What a place would hold if one record counted.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+struct Stake {
+    held: Held,
+    /// The record's host is this one: the place would hold nothing.
+    is_local: bool,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 enum Held {
     Host(IpAddr),
     Address(Mac),
+}
+
+impl Rivals {
+    fn add(&mut self, (rank, stake): (Rank, Stake)) {
+        tally(&mut self.counts, &stake, true);
+        self.stakes.insert(rank, stake);
+    }
+
+    fn remove(&mut self, rank: &Rank) {
+        if let Some(stake) = self.stakes.remove(rank) {
+            tally(&mut self.counts, &stake, false);
+        }
+    }
+
+    /// Returns the only one that is left.
+    fn sole(&self) -> Option<Key> {
+        let (_, key) = self.stakes.keys().next()?;
+        (self.stakes.len() == 1).then(|| key.clone())
+    }
 }
 
 /// All records of one network, and what the kernel should hold because of them.
@@ -195,9 +240,9 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes a record in place of what was under its key; returns the places that may have to hold something else now.
+    /// Takes a record in place of what was under its key; returns the places that should hold something else now.
     pub fn set(&mut self, key: Key, claim: Claim) -> BTreeSet<Place> {
-        let mut changed = self.remove(&key);
+        let mut touched = self.withdraw(&key);
         let placed = self.placed(&claim);
         self.claims.insert(key.clone(), claim);
         match placed {
@@ -205,28 +250,36 @@ impl Overlay {
                 self.count(&record, &key, true);
                 for place in places(vni, &record) {
                     self.contend(place, &key);
-                    note(&mut changed, self.settle(place), place);
+                    touched.insert(place);
                 }
             }
             Err(rejection) => drop(self.rejected.insert(key, rejection)),
         }
-        changed
+        touched.retain(|place| self.settle(*place));
+        touched
     }
 
     /// Forgets a record; returns the places that should hold something else now.
     pub fn remove(&mut self, key: &Key) -> BTreeSet<Place> {
-        let mut changed = BTreeSet::new();
+        let mut touched = self.withdraw(key);
+        touched.retain(|place| self.settle(*place));
+        touched
+    }
+
+    /// Takes a record away and returns the places that it claimed, which are to be settled.
+    fn withdraw(&mut self, key: &Key) -> BTreeSet<Place> {
         self.rejected.remove(key);
         let placed = self.claims.get(key).map(|claim| self.placed(claim));
+        let mut touched = BTreeSet::new();
         if let Some(Ok((record, vni))) = placed {
             self.count(&record, key, false);
             for place in places(vni, &record) {
                 self.yield_place(place, key);
-                note(&mut changed, self.settle(place), place);
+                touched.insert(place);
             }
         }
         self.claims.remove(key);
-        changed
+        touched
     }
 
     /// Adds a record to those that claim a place.
@@ -234,12 +287,17 @@ impl Overlay {
         let contenders = match self.contenders.remove(&place) {
             None => Contenders::One(key.clone()),
             Some(Contenders::One(other)) => {
-                let ranks = [&other, key].into_iter().filter_map(|key| self.rank(key));
-                Contenders::Many(ranks.collect())
+                let mut rivals = Rivals::default();
+                let both = [&other, key].into_iter();
+                both.filter_map(|key| self.stake(place, key))
+                    .for_each(|ranked| rivals.add(ranked));
+                Contenders::Many(Box::new(rivals))
             }
-            Some(Contenders::Many(mut ranks)) => {
-                ranks.extend(self.rank(key));
-                Contenders::Many(ranks)
+            Some(Contenders::Many(mut rivals)) => {
+                if let Some(ranked) = self.stake(place, key) {
+                    rivals.add(ranked);
+                }
+                Contenders::Many(rivals)
             }
         };
         self.contenders.insert(place, contenders);
@@ -247,34 +305,30 @@ impl Overlay {
 
     /// Takes a record from those that claim a place.
     fn yield_place(&mut self, place: Place, key: &Key) {
-        let left = match self.contenders.remove(&place) {
-            None | Some(Contenders::One(_)) => return,
-            Some(Contenders::Many(mut ranks)) => {
-                if let Some(rank) = self.rank(key) {
-                    ranks.remove(&rank);
-                }
-                match ranks.first() {
-                    Some((_, last)) if ranks.len() == 1 => Contenders::One(last.clone()),
-                    _ => Contenders::Many(ranks),
-                }
-            }
+        let Some(Contenders::Many(mut rivals)) = self.contenders.remove(&place) else {
+            return;
+        };
+        if let Some((rank, _)) = self.stake(place, key) {
+            rivals.remove(&rank);
+        }
+        let left = match rivals.sole() {
+            Some(last) => Contenders::One(last),
+            None => Contenders::Many(rivals),
         };
         self.contenders.insert(place, left);
     }
 
-    fn rank(&self, key: &Key) -> Option<Rank> {
+    /// Returns what a record says of a place, with its rank.
+    fn stake(&self, place: Place, key: &Key) -> Option<(Rank, Stake)> {
         let claim = self.claims.get(key)?;
-        Some((claim.version.clone(), key.clone()))
-    }
-
-    /// Returns what a place would hold if this record counted, and whether its host is this one.
-    fn held(&self, place: Place, key: &Key) -> Option<(Held, bool)> {
-        let record = self.claims.get(key)?.record.as_ref().ok()?;
+        let record = claim.record.as_ref().ok()?;
+        let held = match place {
+            Place::Fdb(..) => Held::Host(record.vtep),
+            Place::Neighbour(..) => Held::Address(record.mac),
+        };
         let is_local = record.vtep == self.underlay.local;
-        Some(match place {
-            Place::Fdb(..) => (Held::Host(record.vtep), is_local),
-            Place::Neighbour(..) => (Held::Address(record.mac), is_local),
-        })
+        let rank = (claim.version.clone(), key.clone());
+        Some((rank, Stake { held, is_local }))
     }
 
     /// Says where a record belongs, or why it cannot be used.
@@ -304,21 +358,19 @@ impl Overlay {
 
     /// Sets what a place should hold; returns true when it held something else.
     fn settle(&mut self, place: Place) -> bool {
-        let winner = match self.contenders.get(&place) {
-            None => None,
-            Some(Contenders::One(key)) => self.held(place, key),
-            Some(Contenders::Many(ranks)) => {
-                ranks.last().and_then(|(_, key)| self.held(place, key))
+        let (winner, is_contested) = match self.contenders.get(&place) {
+            None => (None, false),
+            Some(Contenders::One(key)) => {
+                let stake = self.stake(place, key);
+                (stake.map(|(_, stake)| stake), false)
+            }
+            Some(Contenders::Many(rivals)) => {
+                let last = rivals.stakes.last_key_value();
+                (last.map(|(_, stake)| *stake), rivals.counts.len() > 1)
             }
         };
-        let is_contested = match self.contenders.get(&place) {
-            Some(Contenders::Many(ranks)) => {
-                let mut others = ranks.iter().map(|(_, key)| self.held(place, key));
-                others.any(|held| held != winner)
-            }
-            Some(Contenders::One(_)) | None => false,
-        };
-        let held = winner.and_then(|(held, is_local)| (!is_local).then_some(held));
+        let remote = winner.filter(|stake| !stake.is_local);
+        let held = remote.map(|stake| stake.held);
         if is_contested {
             self.contested.insert(place);
         } else {
@@ -360,15 +412,24 @@ impl Overlay {
     /// Returns the addresses that several records claim differently.
     #[must_use]
     pub fn conflicts(&self) -> Vec<Conflict> {
+        let claimant = |key: &Key| {
+            let claim = self.claims.get(key)?;
+            Some(Claimant {
+                key: key.clone(),
+                owner: claim.owner.clone(),
+                vtep: claim.record.as_ref().ok()?.vtep,
+            })
+        };
         let conflict = |place: &Place| {
-            let Some(Contenders::Many(ranks)) = self.contenders.get(place) else {
+            let Some(Contenders::Many(rivals)) = self.contenders.get(place) else {
                 return None;
             };
-            let mut keys = ranks.iter().rev().map(|(_, key)| key.clone());
+            let newest_first = rivals.stakes.keys().rev();
+            let mut claimants = newest_first.filter_map(|(_, key)| claimant(key));
             Some(Conflict {
                 place: *place,
-                winner: keys.next()?,
-                losers: keys.collect(),
+                winner: claimants.next()?,
+                losers: claimants.collect(),
             })
         };
         self.contested.iter().filter_map(conflict).collect()
@@ -400,13 +461,6 @@ impl fmt::Display for Place {
             Self::Fdb(_, mac) => write!(f, "{mac}"),
             Self::Neighbour(_, ip) => write!(f, "{ip}"),
         }
-    }
-}
-
-fn note(changed: &mut BTreeSet<Place>, is_changed: bool, place: Place) {
-    // What was taken away and put back is looked at once more, which does no harm.
-    if is_changed {
-        changed.insert(place);
     }
 }
 

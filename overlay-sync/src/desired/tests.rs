@@ -57,6 +57,14 @@ fn claim(ip: &str, mac: u8, host: u8, time: u64) -> Claim {
     }
 }
 
+fn claimant(name: &str, host: u8) -> Claimant {
+    Claimant {
+        key: key(name),
+        owner: NodeId::new(format!("host{host}")).unwrap(),
+        vtep: IpAddr::from([192, 0, 2, host]),
+    }
+}
+
 fn segment(overlay: &Overlay) -> &DesiredSegment {
     &overlay.desired().segments[&vni()]
 }
@@ -87,9 +95,85 @@ fn an_endpoint_that_moves_changes_its_host_and_nothing_else() {
     let mut overlay = overlay();
     overlay.set(key("a"), claim("10.0.1.5/24", 5, 2, 1));
     let before = segment(&overlay).neighbours.clone();
-    overlay.set(key("a"), claim("10.0.1.5/24", 5, 3, 2));
+    let changed = overlay.set(key("a"), claim("10.0.1.5/24", 5, 3, 2));
+    let mac = Mac::new([2, 0, 0, 0, 0, 5]).unwrap();
+    assert_eq!(changed, [Place::Fdb(vni(), mac)].into());
     assert_eq!(host(&overlay, 5).unwrap(), "192.0.2.3");
     assert_eq!(segment(&overlay).neighbours, before);
+}
+
+#[test]
+fn of_claims_of_one_version_the_larger_key_counts() {
+    for order in [["a", "b"], ["b", "a"]] {
+        let mut overlay = overlay();
+        for name in order {
+            let host_number = if name == "a" { 2 } else { 3 };
+            overlay.set(key(name), claim("10.0.1.5/24", 5, host_number, 7));
+        }
+        assert_eq!(host(&overlay, 5).unwrap(), "192.0.2.3");
+        let conflicts = overlay.conflicts();
+        assert_eq!(conflicts.len(), 1, "the address leads to one endpoint");
+        assert_eq!(conflicts[0].winner, claimant("b", 3));
+        assert_eq!(conflicts[0].losers, [claimant("a", 2)]);
+    }
+}
+
+#[test]
+fn one_hardware_address_in_two_segments_is_no_conflict() {
+    let mut overlay = overlay();
+    overlay.set(key("a"), claim("10.0.1.5/24", 5, 2, 1));
+    overlay.set(key("b"), claim("10.0.2.5/24", 5, 3, 1));
+    assert!(overlay.conflicts().is_empty());
+    let segments = overlay.desired().segments.values();
+    let hosts = segments.flat_map(|segment| segment.fdb.values());
+    assert_eq!(
+        hosts.map(ToString::to_string).collect::<Vec<_>>(),
+        ["192.0.2.2", "192.0.2.3"]
+    );
+}
+
+#[test]
+fn the_underlay_of_ipv6_leaves_less_and_takes_hosts_of_ipv6() {
+    let underlay = Underlay {
+        local: "2001:db8::1".parse().unwrap(),
+        ..underlay()
+    };
+    let mut overlay = Overlay::new(config(), underlay).unwrap();
+    assert_eq!(segment(&overlay).device.mtu, 1_430);
+    overlay.set(key("a"), claim("10.0.1.5/24", 5, 2, 1));
+    assert_eq!(overlay.rejected().count(), 1, "of IPv4");
+    let mut there = claim("10.0.1.5/24", 5, 2, 1);
+    if let Ok(record) = &mut there.record {
+        record.vtep = "2001:db8::2".parse().unwrap();
+    }
+    overlay.set(key("a"), there);
+    assert_eq!(host(&overlay, 5).unwrap(), "2001:db8::2");
+    assert_eq!(overlay.rejected().count(), 0);
+}
+
+#[test]
+fn another_layout_takes_the_same_records_anew() {
+    let mut overlay = overlay();
+    overlay.set(key("a"), claim("10.0.1.5/24", 5, 2, 1));
+    overlay.set(key("b"), claim("10.0.3.5/24", 6, 2, 1));
+    assert_eq!(overlay.rejected().count(), 1);
+    let text = br#"{"segments":[{"vni":4097,"subnets":["10.0.3.0/24"]}]}"#;
+    let other = NetworkConfig::from_json(text).unwrap();
+    overlay.reconfigure(other, underlay()).unwrap();
+    let rejected: Vec<&Key> = overlay.rejected().map(|(key, ..)| key).collect();
+    assert_eq!(rejected, [&key("a")]);
+    assert_eq!(overlay.desired().segments.len(), 1);
+    assert_eq!(host(&overlay, 5), None);
+    assert_eq!(host(&overlay, 6).unwrap(), "192.0.2.2");
+    // This host becomes the one that the endpoint is behind.
+    let moved = Underlay {
+        local: IpAddr::from([192, 0, 2, 2]),
+        ..underlay()
+    };
+    overlay.reconfigure(config(), moved).unwrap();
+    assert!(overlay.vteps().is_empty());
+    assert_eq!(host(&overlay, 5), None);
+    assert_eq!(overlay.keys().count(), 2);
 }
 
 #[test]
@@ -105,8 +189,8 @@ fn the_newest_of_several_claims_counts_and_the_conflict_is_told() {
     let conflicts = overlay.conflicts();
     assert_eq!(conflicts.len(), 1);
     assert_eq!(conflicts[0].place, Place::Neighbour(vni(), ip));
-    assert_eq!(conflicts[0].winner, key("new"));
-    assert_eq!(conflicts[0].losers, [key("old")]);
+    assert_eq!(conflicts[0].winner, claimant("new", 2));
+    assert_eq!(conflicts[0].losers, [claimant("old", 3)]);
     overlay.remove(&key("new"));
     let other = Mac::new([2, 0, 0, 0, 0, 6]).unwrap();
     assert_eq!(segment(&overlay).neighbours[&ip], other);
@@ -210,74 +294,185 @@ fn packets_that_do_not_fit_are_refused() {
     assert_eq!(host(&overlay, 5).unwrap(), "192.0.2.2");
 }
 
-/// What happens to a record: its key, and address, MAC and host of its claim, or none for its end.
-type Step = (u8, Option<(u8, u8, u8)>);
+/// A record that comes, in place of the one under its key, or goes.
+#[derive(Clone, Debug)]
+struct Step {
+    key: Key,
+    claim: Option<Claim>,
+}
 
+/// Few keys, addresses, hosts and versions, so that they meet. Host 1 is this one.
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let claim = prop::option::weighted(0.8, (2..6_u8, 1..4_u8, 1..4_u8));
-    prop::collection::vec((0..5_u8, claim), 0..40)
+    let ip = prop::sample::select(vec![
+        "10.0.1.2/24",
+        "10.0.1.3/24",
+        "fd00:1::2/64",
+        "10.0.2.2/24",
+        "10.0.1.1/24",
+        "10.9.9.9/24",
+    ]);
+    let usable = (ip, 1..4_u8, 1..4_u8, 1..4_u64);
+    let what = prop::option::weighted(0.8, (prop::bool::weighted(0.9), usable));
+    let step = (0..6_u8, what).prop_map(|(name, step)| Step {
+        key: key(&name.to_string()),
+        claim: step.map(|(is_readable, (ip, mac, host, time))| {
+            let mut claimed = claim(ip, mac, host, time);
+            if !is_readable {
+                claimed.record = Err(RecordError::Message);
+            }
+            claimed
+        }),
+    });
+    prop::collection::vec(step, 0..40)
+}
+
+fn take(overlay: &mut Overlay, step: Step) -> BTreeSet<Place> {
+    match step.claim {
+        Some(claim) => overlay.set(step.key, claim),
+        None => overlay.remove(&step.key),
+    }
+}
+
+/// The rule without increments: of all usable records that claim a place the last by version and key counts.
+fn by_the_rule(records: &BTreeMap<Key, Claim>) -> (Desired, BTreeSet<Place>) {
+    let config = config();
+    let mut claimed: BTreeMap<Place, Vec<(Version, &Key, PeerRecord)>> = BTreeMap::new();
+    for (key, claim) in records {
+        let Ok(record) = claim.record else { continue };
+        let Some(segment) = config.segment_of(record.endpoint) else {
+            continue;
+        };
+        if segment.reserved(record.endpoint.addr()).is_none() {
+            for place in places(segment.vni, &record) {
+                let claims = claimed.entry(place).or_default();
+                claims.push((claim.version.clone(), key, record));
+            }
+        }
+    }
+    let mut desired = empty(&config, &underlay()).unwrap();
+    let mut contested = BTreeSet::new();
+    for (place, claims) in claimed {
+        let says = |record: &PeerRecord| {
+            let is_local = record.vtep == underlay().local;
+            match place {
+                Place::Fdb(..) => (record.vtep.to_string(), is_local),
+                Place::Neighbour(..) => (record.mac.to_string(), is_local),
+            }
+        };
+        let (.., winner) = claims
+            .iter()
+            .max_by_key(|(version, key, _)| (version, *key))
+            .unwrap();
+        if claims
+            .iter()
+            .any(|(.., record)| says(record) != says(winner))
+        {
+            contested.insert(place);
+        }
+        if winner.vtep == underlay().local {
+            continue;
+        }
+        match place {
+            Place::Fdb(vni, mac) => {
+                let segment = desired.segments.get_mut(&vni).unwrap();
+                segment.fdb.insert(mac, winner.vtep);
+            }
+            Place::Neighbour(vni, ip) => {
+                let segment = desired.segments.get_mut(&vni).unwrap();
+                segment.neighbours.insert(ip, winner.mac);
+            }
+        }
+    }
+    (desired, contested)
+}
+
+/// Returns what a place should hold, as text.
+fn wanted(overlay: &Overlay, place: Place) -> Option<String> {
+    let (Place::Fdb(vni, _) | Place::Neighbour(vni, _)) = place;
+    let segment = overlay.desired().segments.get(&vni)?;
+    match place {
+        Place::Fdb(_, mac) => segment.fdb.get(&mac).map(ToString::to_string),
+        Place::Neighbour(_, ip) => segment.neighbours.get(&ip).map(ToString::to_string),
+    }
+}
+
+fn all_places(overlay: &Overlay) -> BTreeSet<Place> {
+    let segments = overlay.desired().segments.iter();
+    let of = segments.flat_map(|(vni, segment)| {
+        let fdb = segment.fdb.keys().map(|mac| Place::Fdb(*vni, *mac));
+        let neighbours = segment.neighbours.keys();
+        fdb.chain(neighbours.map(|ip| Place::Neighbour(*vni, *ip)))
+    });
+    of.collect()
+}
+
+/// Everything that is told of a network's records.
+fn told(overlay: &Overlay) -> String {
+    let rejected: Vec<_> = overlay.rejected().collect();
+    let owners: Vec<_> = overlay.remote_owners().collect();
+    let (conflicts, vteps) = (overlay.conflicts(), overlay.vteps());
+    format!(
+        "{:?}",
+        (overlay.desired(), conflicts, rejected, vteps, owners)
+    )
 }
 
 proptest! {
     #[test]
-    fn the_order_of_records_does_not_matter(steps in steps(), seed in any::<u64>()) {
-        let mut lived = overlay();
-        let mut last = BTreeMap::new();
-        for (time, (name, step)) in steps.iter().enumerate() {
-            let name = key(&name.to_string());
-            match step {
-                Some((ip, mac, host)) => {
-                    let claim = claim(&format!("10.0.1.{ip}/24"), *mac, *host, time as u64 + 1);
-                    last.insert(name.clone(), claim.clone());
-                    lived.set(name, claim);
-                }
-                None => {
-                    last.remove(&name);
-                    lived.remove(&name);
-                }
+    fn what_is_wanted_is_what_the_rule_says(steps in steps()) {
+        let mut overlay = overlay();
+        let mut records = BTreeMap::new();
+        for step in steps {
+            match &step.claim {
+                Some(claim) => drop(records.insert(step.key.clone(), claim.clone())),
+                None => drop(records.remove(&step.key)),
             }
+            take(&mut overlay, step);
+            let (desired, contested) = by_the_rule(&records);
+            prop_assert_eq!(overlay.desired(), &desired);
+            let told: BTreeSet<Place> = overlay.conflicts().iter().map(|conflict| conflict.place).collect();
+            prop_assert_eq!(told, contested);
         }
-        let mut order: Vec<_> = last.into_iter().collect();
-        let turn = usize::try_from(seed % 7).unwrap();
-        if !order.is_empty() {
-            let turn = turn % order.len();
-            order.rotate_left(turn);
-            if seed % 2 == 0 {
-                order.reverse();
-            }
-        }
-        let mut anew = overlay();
-        for (name, claim) in order {
-            anew.set(name, claim);
-        }
-        prop_assert_eq!(lived.desired(), anew.desired());
-        prop_assert_eq!(lived.conflicts(), anew.conflicts());
-        prop_assert_eq!(lived.vteps(), anew.vteps());
     }
 
     #[test]
-    fn every_change_is_among_the_places_that_are_told(steps in steps()) {
-        let mut overlay = overlay();
-        for (time, (name, step)) in steps.iter().enumerate() {
-            let before = segment(&overlay).clone();
-            let name = key(&name.to_string());
-            let told = match step {
-                Some((ip, mac, host)) => {
-                    let ip = format!("10.0.1.{ip}/24");
-                    overlay.set(name, claim(&ip, *mac, *host, time as u64 + 1))
-                }
-                None => overlay.remove(&name),
-            };
-            let after = segment(&overlay);
-            for mac in before.fdb.keys().chain(after.fdb.keys()) {
-                if before.fdb.get(mac) != after.fdb.get(mac) {
-                    prop_assert!(told.contains(&Place::Fdb(vni(), *mac)));
-                }
-            }
-            for ip in before.neighbours.keys().chain(after.neighbours.keys()) {
-                if before.neighbours.get(ip) != after.neighbours.get(ip) {
-                    prop_assert!(told.contains(&Place::Neighbour(vni(), *ip)));
-                }
+    fn the_order_of_records_does_not_matter(
+        (steps, shuffled) in steps().prop_flat_map(|steps| {
+            let last: BTreeMap<Key, Option<Claim>> =
+                steps.iter().map(|step| (step.key.clone(), step.claim.clone())).collect();
+            let left = last.into_iter().filter(|(_, claim)| claim.is_some());
+            let left: Vec<Step> = left.map(|(key, claim)| Step { key, claim }).collect();
+            (Just(steps), Just(left).prop_shuffle())
+        }),
+    ) {
+        let (mut lived, mut anew) = (overlay(), overlay());
+        for step in steps {
+            take(&mut lived, step);
+        }
+        for step in shuffled {
+            take(&mut anew, step);
+        }
+        prop_assert_eq!(told(&lived), told(&anew));
+        lived.reconfigure(config(), underlay()).unwrap();
+        prop_assert_eq!(told(&lived), told(&anew));
+        for key in anew.keys().cloned().collect::<Vec<_>>() {
+            anew.remove(&key);
+        }
+        prop_assert_eq!(told(&anew), told(&overlay()));
+        prop_assert!(anew.contenders.is_empty() && anew.contested.is_empty());
+    }
+
+    #[test]
+    fn exactly_the_places_that_changed_are_told(steps in steps()) {
+        let mut lived = overlay();
+        for step in steps {
+            let before = all_places(&lived);
+            let held: BTreeMap<Place, Option<String>> =
+                before.iter().map(|place| (*place, wanted(&lived, *place))).collect();
+            let told = take(&mut lived, step);
+            for place in before.union(&all_places(&lived)) {
+                let was = held.get(place).cloned().flatten();
+                prop_assert_eq!(was != wanted(&lived, *place), told.contains(place));
             }
         }
     }

@@ -6,7 +6,7 @@ use networkdb::NetworkId;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::desired::{Conflict, Overlay};
+use crate::desired::{Claimant, Conflict, Overlay};
 use crate::kernel::Actual;
 use crate::plan::Op;
 
@@ -110,10 +110,21 @@ pub enum State {
 pub struct ConflictReport {
     /// The address that several endpoints claim.
     pub address: String,
-    /// Key of the record that counts.
-    pub winner: String,
-    /// Keys of the others.
-    pub losers: Vec<String>,
+    /// The record that counts.
+    pub winner: ClaimantReport,
+    /// The others, the newest first.
+    pub losers: Vec<ClaimantReport>,
+}
+
+/// A record that claims an address.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ClaimantReport {
+    /// Its key.
+    pub key: String,
+    /// The node that wrote it.
+    pub owner: String,
+    /// The host that the address is behind.
+    pub host: String,
 }
 
 /// A record that cannot be used.
@@ -304,8 +315,18 @@ impl From<Conflict> for ConflictReport {
     fn from(conflict: Conflict) -> Self {
         Self {
             address: conflict.place.to_string(),
-            winner: conflict.winner.to_string(),
-            losers: conflict.losers.iter().map(ToString::to_string).collect(),
+            winner: ClaimantReport::from(&conflict.winner),
+            losers: conflict.losers.iter().map(ClaimantReport::from).collect(),
+        }
+    }
+}
+
+impl From<&Claimant> for ClaimantReport {
+    fn from(claimant: &Claimant) -> Self {
+        Self {
+            key: claimant.key.to_string(),
+            owner: claimant.owner.to_string(),
+            host: claimant.vtep.to_string(),
         }
     }
 }
