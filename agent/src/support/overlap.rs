@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use overlay_sync::record::{ENDPOINT_TABLE, EndpointMessage, PEER_TABLE, PeerMessage};
+
 use super::facts::{Address, Facts, Network};
 use super::names::shown;
-use super::records::{self, Endpoint, Peer};
+use super::records;
 use super::summary::{Finding, Kind};
 
 /// Keys that a finding names.
@@ -61,7 +63,7 @@ pub(super) fn subnets(networks: &[Network], redact: bool) -> Vec<String> {
 }
 
 /// Two endpoints with one address.
-fn endpoints(endpoints: &[(String, Endpoint)], redact: bool, add: &mut impl FnMut(String)) {
+fn endpoints(endpoints: &[(String, EndpointMessage)], redact: bool, add: &mut impl FnMut(String)) {
     let mut by_ip: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (key, endpoint) in endpoints {
         if let Some(ip) = normal(&endpoint.endpoint_ip) {
@@ -70,17 +72,19 @@ fn endpoints(endpoints: &[(String, Endpoint)], redact: bool, add: &mut impl FnMu
     }
     for (ip, keys) in by_ip.iter().filter(|(_, keys)| keys.len() > 1) {
         let ip = named(redact, &format!(" {}", shown(ip)));
-        let table = records::ENDPOINTS;
         add(format!(
-            "{table}: keys {} have one endpoint_ip{ip}",
+            "{ENDPOINT_TABLE}: keys {} have one endpoint_ip{ip}",
             list(keys)
         ));
     }
 }
 
 /// A virtual address of two services, or of a service and an endpoint.
-fn virtual_ips(endpoints: &[(String, Endpoint)], redact: bool, add: &mut impl FnMut(String)) {
-    let table = records::ENDPOINTS;
+fn virtual_ips(
+    endpoints: &[(String, EndpointMessage)],
+    redact: bool,
+    add: &mut impl FnMut(String),
+) {
     let mut by_ip: BTreeMap<String, BTreeMap<&str, &str>> = BTreeMap::new();
     let mut owners: BTreeMap<String, &str> = BTreeMap::new();
     for (key, endpoint) in endpoints {
@@ -91,7 +95,9 @@ fn virtual_ips(endpoints: &[(String, Endpoint)], redact: bool, add: &mut impl Fn
             "" => &endpoint.service_name,
             id => id,
         };
-        if let Some(ip) = normal(&endpoint.virtual_ip) {
+        // Docker writes `<nil>` when there is none.
+        if let Some(ip) = records::address(&endpoint.virtual_ip) {
+            let ip = ip.to_string();
             by_ip.entry(ip).or_default().entry(service).or_insert(key);
         }
     }
@@ -101,20 +107,20 @@ fn virtual_ips(endpoints: &[(String, Endpoint)], redact: bool, add: &mut impl Fn
         if services.len() > 1 {
             let keys = list(&keys);
             add(format!(
-                "{table}: keys {keys} are of different services with one virtual_ip{shown_ip}"
+                "{ENDPOINT_TABLE}: keys {keys} are of different services with one virtual_ip{shown_ip}"
             ));
         }
         if let Some(owner) = owners.get(ip) {
             let (owner, key) = (shown(owner), list(&keys));
             add(format!(
-                "{table}: the virtual_ip{shown_ip} of key {key} is the endpoint_ip of key {owner}"
+                "{ENDPOINT_TABLE}: the virtual_ip{shown_ip} of key {key} is the endpoint_ip of key {owner}"
             ));
         }
     }
 }
 
 /// Two endpoints with one address on the overlay.
-fn peer_ips(peers: &[(String, Peer)], redact: bool, add: &mut impl FnMut(String)) {
+fn peer_ips(peers: &[(String, PeerMessage)], redact: bool, add: &mut impl FnMut(String)) {
     let mut by_ip: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (key, peer) in peers {
         if let Some(ip) = normal(&peer.endpoint_ip) {
@@ -124,15 +130,14 @@ fn peer_ips(peers: &[(String, Peer)], redact: bool, add: &mut impl FnMut(String)
     for (ip, keys) in by_ip.iter().filter(|(_, keys)| keys.len() > 1) {
         let ip = named(redact, &format!(" {}", shown(ip)));
         add(format!(
-            "{}: keys {} have one endpoint_ip{ip}",
-            records::PEERS,
+            "{PEER_TABLE}: keys {} have one endpoint_ip{ip}",
             list(keys)
         ));
     }
 }
 
 /// One hardware address behind two hosts.
-fn peer_macs(peers: &[(String, Peer)], redact: bool, add: &mut impl FnMut(String)) {
+fn peer_macs(peers: &[(String, PeerMessage)], redact: bool, add: &mut impl FnMut(String)) {
     let mut by_mac: BTreeMap<String, BTreeMap<&str, &str>> = BTreeMap::new();
     for (key, peer) in peers
         .iter()
@@ -147,9 +152,9 @@ fn peer_macs(peers: &[(String, Peer)], redact: bool, add: &mut impl FnMut(String
     for (mac, hosts) in by_mac.iter().filter(|(_, hosts)| hosts.len() > 1) {
         let keys: Vec<&str> = hosts.values().copied().collect();
         let mac = named(redact, &format!(" {}", shown(mac)));
-        let (table, keys) = (records::PEERS, list(&keys));
+        let keys = list(&keys);
         add(format!(
-            "{table}: keys {keys} have one endpoint_mac{mac} behind different hosts"
+            "{PEER_TABLE}: keys {keys} have one endpoint_mac{mac} behind different hosts"
         ));
     }
 }
@@ -224,18 +229,18 @@ fn list(keys: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    fn endpoint(key: &str, service: &str, virtual_ip: &str, ip: &str) -> (String, Endpoint) {
-        let endpoint = Endpoint {
+    fn endpoint(key: &str, service: &str, virtual_ip: &str, ip: &str) -> (String, EndpointMessage) {
+        let endpoint = EndpointMessage {
             service_id: service.into(),
             virtual_ip: virtual_ip.into(),
             endpoint_ip: ip.into(),
-            ..Endpoint::default()
+            ..EndpointMessage::default()
         };
         (key.into(), endpoint)
     }
 
-    fn peer(key: &str, ip: &str, mac: &str, host: &str) -> (String, Peer) {
-        let peer = Peer {
+    fn peer(key: &str, ip: &str, mac: &str, host: &str) -> (String, PeerMessage) {
+        let peer = PeerMessage {
             endpoint_ip: ip.into(),
             endpoint_mac: mac.into(),
             tunnel_endpoint_ip: host.into(),
@@ -252,7 +257,10 @@ mod tests {
         found.map(|finding| finding.text().to_owned()).collect()
     }
 
-    fn with(endpoints: Vec<(String, Endpoint)>, peers: Vec<(String, Peer)>) -> Network {
+    fn with(
+        endpoints: Vec<(String, EndpointMessage)>,
+        peers: Vec<(String, PeerMessage)>,
+    ) -> Network {
         let mut network = Network {
             name: "n".into(),
             ..Network::default()
@@ -300,6 +308,16 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].contains("keys \"a\", \"b\" are of different services"));
         assert!(found[1].contains("of key \"c\" is the endpoint_ip of key \"a\""));
+    }
+
+    #[test]
+    fn services_without_a_virtual_address_have_none_in_common() {
+        let endpoints = vec![
+            endpoint("a", "s", "<nil>", "10.0.0.5"),
+            endpoint("b", "t", "<nil>", "10.0.0.6"),
+            endpoint("c", "u", "", "10.0.0.7"),
+        ];
+        assert_eq!(texts(with(endpoints, vec![]), false), [""; 0]);
     }
 
     #[test]

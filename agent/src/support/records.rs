@@ -2,46 +2,14 @@
 
 use std::net::IpAddr;
 
+use overlay_sync::record::{ENDPOINT_TABLE, EndpointMessage, PEER_TABLE, PeerMessage};
 use prost::Message;
 
-/// The table of endpoints and their services.
-pub(super) const ENDPOINTS: &str = "endpoint_table";
-
-/// The table of endpoints and the hosts that they are behind.
-pub(super) const PEERS: &str = "overlay_peer_table";
-
-/// `EndpointRecord` of Docker's `agent.proto`, without what tells nothing about addresses.
-#[derive(Clone, Eq, PartialEq, Message)]
-pub(super) struct Endpoint {
-    #[prost(string, tag = "1")]
-    pub(super) name: String,
-    #[prost(string, tag = "2")]
-    pub(super) service_name: String,
-    #[prost(string, tag = "3")]
-    pub(super) service_id: String,
-    #[prost(string, tag = "4")]
-    pub(super) virtual_ip: String,
-    #[prost(string, tag = "5")]
-    pub(super) endpoint_ip: String,
-}
-
-/// `PeerRecord` of Docker's `overlay.proto`.
-#[derive(Clone, Eq, PartialEq, Message)]
-pub(super) struct Peer {
-    /// With the length of the prefix.
-    #[prost(string, tag = "1")]
-    pub(super) endpoint_ip: String,
-    #[prost(string, tag = "2")]
-    pub(super) endpoint_mac: String,
-    #[prost(string, tag = "3")]
-    pub(super) tunnel_endpoint_ip: String,
-}
-
-/// The records of one network, with their keys.
+/// The records of one network as they are written, with their keys.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Records {
-    pub(super) endpoints: Vec<(String, Endpoint)>,
-    pub(super) peers: Vec<(String, Peer)>,
+    pub(super) endpoints: Vec<(String, EndpointMessage)>,
+    pub(super) peers: Vec<(String, PeerMessage)>,
     /// Table and key of what is no record.
     pub(super) unreadable: Vec<(&'static str, String)>,
 }
@@ -50,13 +18,13 @@ impl Records {
     /// Takes a value, if it is of one of the two tables.
     pub(super) fn take(&mut self, table: &str, key: &str, value: &[u8]) {
         match table {
-            ENDPOINTS => match Endpoint::decode(value) {
+            ENDPOINT_TABLE => match EndpointMessage::decode(value) {
                 Ok(record) => self.endpoints.push((key.to_owned(), record)),
-                Err(_) => self.unreadable.push((ENDPOINTS, key.to_owned())),
+                Err(_) => self.unreadable.push((ENDPOINT_TABLE, key.to_owned())),
             },
-            PEERS => match Peer::decode(value) {
+            PEER_TABLE => match PeerMessage::decode(value) {
                 Ok(record) => self.peers.push((key.to_owned(), record)),
-                Err(_) => self.unreadable.push((PEERS, key.to_owned())),
+                Err(_) => self.unreadable.push((PEER_TABLE, key.to_owned())),
             },
             _ => {}
         }
@@ -106,14 +74,14 @@ mod tests {
         // name "web.1", service id "s", virtual and endpoint address, service_disabled: true.
         let value = b"\x0a\x05web.1\x1a\x01s\x22\x0810.0.1.2\x2a\x0810.0.1.3\x48\x01";
         let mut records = Records::default();
-        records.take(ENDPOINTS, "k", value);
-        records.take(PEERS, "bad", b"\xff");
+        records.take(ENDPOINT_TABLE, "k", value);
+        records.take(PEER_TABLE, "bad", b"\xff");
         records.take("other", "k", b"\xff");
         let (key, endpoint) = &records.endpoints[0];
         assert_eq!((key.as_str(), endpoint.name.as_str()), ("k", "web.1"));
         assert_eq!(endpoint.virtual_ip, "10.0.1.2");
         assert_eq!(endpoint.endpoint_ip, "10.0.1.3");
-        assert_eq!(records.unreadable, [(PEERS, "bad".to_owned())]);
+        assert_eq!(records.unreadable, [(PEER_TABLE, "bad".to_owned())]);
     }
 
     #[test]
