@@ -15,5 +15,6 @@ pub mod fuzz;
 pub mod hosts;
 pub mod model;
 pub mod op;
+pub mod overlay;
 pub mod service;
 pub mod sim;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use diagnostic::{Answer, Client, Method};
 use networkdb::NetworkId;
 use overlay_sync::kernel::Kernel as _;
+use overlay_sync::kernel::check::check;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::plan::Op;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -178,6 +179,7 @@ fn value(answer: Answer) -> Result<Value> {
 }
 
 fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
+    check(&args.data_path_dir)?;
     let mut kernel = NetlinkKernel::new(&args.data_path_dir)?;
     let mut found = kernel.networks()?;
     if let Some(only) = &args.network {

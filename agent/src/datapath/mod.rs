@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use diagnostic::Extras;
 use networkdb::{NetworkDb, NetworkId};
 use overlay_sync::driver::Running;
+use overlay_sync::kernel::check::check;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::kernel::{Flavour, netns};
 use overlay_sync::{DataPath, NetworkConfig, Settings, Timing};
@@ -89,7 +90,7 @@ impl Path {
 
     /// Says what is missing on this machine, before anything else is started.
     pub(crate) fn check(&self) -> Result<()> {
-        Ok(())
+        check(&self.dir).context("--data-path on")
     }
 
     /// Starts the thread.

@@ -73,7 +73,13 @@ impl Connection {
                 line => headers.push(line),
             }
         }
-        let mut body = vec![0; body_bytes(&headers)?];
+        // 204 has no body and says no length (RFC 9110, section 8.6).
+        let length = if status == 204 {
+            0
+        } else {
+            body_bytes(&headers)?
+        };
+        let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
         Ok(Reply {
             status,

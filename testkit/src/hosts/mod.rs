@@ -32,6 +32,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 pub use cleanup::keep;
 pub use flap::flap;
+pub use net::enter_file;
 pub use process::{Clocks, HostProcess, Program, fake_time};
 pub use shape::Counts;
 

@@ -231,13 +231,17 @@ pub(super) fn remove(state: &State) -> Result<()> {
 
 /// Runs something on a thread of its own inside a namespace. Sockets it opens and processes it starts stay there.
 pub(super) fn enter<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
-    let path = path(namespace);
-    let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    enter_file(&path(namespace), work)
+}
+
+/// Runs something on a thread of its own inside the namespace that a file stands for.
+pub fn enter_file<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     #[expect(clippy::disallowed_methods, reason = "the thread ends right after")]
     let inside = || {
         move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
         Ok(work())
     };
     let result = thread::scope(|scope| scope.spawn(inside).join());
-    result.map_err(|_| anyhow!("a thread in {namespace} panicked"))?
+    result.map_err(|_| anyhow!("a thread in {} panicked", path.display()))?
 }
