@@ -165,20 +165,19 @@ impl NetlinkKernel {
         let vxlans = vxlans.map_err(|refusal| refused(of(network, &ops[0]), refusal))?;
         let mut failures = BTreeMap::new();
         let mut asked = Vec::with_capacity(ops.len());
-        let requests = ops.iter().enumerate().filter_map(|(at, op)| {
-            let link = rows::segment(op).and_then(|vni| vxlans.get(&vni));
-            let Some(link) = link else {
-                if !removes(op) {
+        for (at, op) in ops.iter().enumerate() {
+            match rows::segment(op).and_then(|vni| vxlans.get(&vni)) {
+                Some(link) => asked.push((at, link.index)),
+                None if removes(op) => {}
+                None => {
                     failures.insert(at, Errno::NODEV.into());
                 }
-                return None;
-            };
-            asked.push(at);
-            rows::request(link.index, op)
-        });
-        let requests: Vec<_> = requests.collect();
-        open.socket.batch(requests, |at, refusal| {
-            failures.insert(asked[at], refusal);
+            }
+        }
+        let requests = asked.iter();
+        let requests = requests.filter_map(|(at, link)| rows::request(*link, &ops[*at]));
+        open.socket.batch(requests, |nth, refusal| {
+            failures.insert(asked[nth].0, refusal);
         });
         let failures = failures.into_iter().map(|(at, refusal)| Failure {
             index: first + at,

@@ -11,6 +11,7 @@
 //! | `join`, `repair`, `idle` | what a sync costs, and what nothing costs |
 //! | `http` | the diagnostic server |
 //! | `detect` | death and partition |
+//! | `fdb` | the rows of an overlay network's peers in the kernel; needs root |
 //! | `processes` | some of these rows over real processes |
 //! | `peers` | chitchat through the same rows (feature `peers`) |
 //! | `scale` | large clusters, in the simulator |
@@ -25,6 +26,7 @@ use anyhow::Result;
 mod bulk;
 mod cluster;
 mod detect;
+mod fdb;
 pub mod figure;
 mod floor;
 mod http;
@@ -156,6 +158,11 @@ pub const ROWS: &[Row] = &[
         name: "roster",
         about: "a thousand nodes, with --quick a hundred, learn of each other",
         run: scale::roster,
+    },
+    Row {
+        name: "fdb",
+        about: "10 k and 100 k peers of an overlay network into the kernel; needs root",
+        run: fdb::run,
     },
     Row {
         name: "scale",

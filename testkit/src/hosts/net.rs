@@ -229,12 +229,13 @@ pub(super) fn remove(state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Runs something on a thread of its own inside a namespace. Sockets it opens and processes it starts stay there.
+/// Runs something on a thread of its own inside a namespace of ours.
 pub(super) fn enter<T: Send>(namespace: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
     enter_file(&path(namespace), work)
 }
 
-/// Runs something on a thread of its own inside the namespace that a file stands for.
+/// Runs something on a thread of its own inside the namespace that a file stands for. Sockets it opens and processes it
+/// starts stay there.
 pub fn enter_file<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     #[expect(clippy::disallowed_methods, reason = "the thread ends right after")]
