@@ -19,6 +19,8 @@ use overlay_sync::kernel::{
     NeighbourRow, Notice, Vni,
 };
 use overlay_sync::plan::Op;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use tempfile::TempDir;
 use testkit::e2e::process::{SOON, note, until};
@@ -97,6 +99,33 @@ fn what_is_asked_is_there_and_asking_again_changes_nothing() -> Result<()> {
     ensure!(bed.dir.path().read_dir()?.next().is_none(), "files stayed");
     // The VNIs are free at once.
     bed.done(&want.ops)
+}
+
+#[test]
+fn kernel_does_what_the_model_says() -> Result<()> {
+    let Some(mut bed) = Bed::make("model", 1)? else {
+        return Ok(());
+    };
+    let locals = [bed.local_v4()?, bed.local_v6()?];
+    for seed in 1..=3 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut model = Actual::default();
+        bed.done(&[Op::RemoveNamespace])?;
+        for step in 0..25 {
+            let count = rng.random_range(1..60);
+            let mut ops = Vec::new();
+            while ops.len() < count {
+                let op = any_op(&mut rng, &model, locals);
+                model.apply(&op);
+                ops.push(op);
+            }
+            bed.done(&ops)?;
+            let story = || ops.iter().map(|op| format!("{op}\n")).collect::<String>();
+            bed.holds(&model)
+                .with_context(|| format!("seed {seed} step {step}\n{}", story()))?;
+        }
+    }
+    Ok(())
 }
 
 #[test]
@@ -533,7 +562,7 @@ fn check_says_what_is_missing() -> Result<()> {
 }
 
 #[test]
-fn what_others_do_is_told() -> Result<()> {
+fn what_others_do_to_rows_is_told() -> Result<()> {
     let Some(mut bed) = Bed::make("told", 1)? else {
         return Ok(());
     };
@@ -559,7 +588,7 @@ fn what_others_do_is_told() -> Result<()> {
     };
     // What was done here comes back.
     told(&mut notices, &fdb(Some(row(VTEP, true, true))))?;
-    let [dev, bridge] = [format!("dev vxlan{VNI}"), format!("br{VNI}")];
+    let dev = format!("dev vxlan{VNI}");
     let of = format!("{} {dev}", mac(1));
     let changes = [
         (
@@ -580,46 +609,59 @@ fn what_others_do_is_told() -> Result<()> {
             neighbour("fd00:1::9", None),
         ),
     ];
-    let all = Notice::Network(network.clone());
-    let of_links = [
-        format!("ip link set {dev} mtu 1300"),
-        format!("ip link set {dev} nomaster"),
-        format!("ip link set {dev} down"),
-        format!("ip addr del 10.0.1.1/24 dev {bridge}"),
-        format!("ip link set {bridge} down"),
-        format!("ip link del {bridge}"),
-        format!("ip link del vxlan{VNI}"),
-    ];
-    let of_links = of_links.map(|change| (change, all.clone()));
-    for (change, notice) in changes.into_iter().chain(of_links) {
+    for (change, notice) in changes {
         let (program, args) = change.split_once(' ').context("two words")?;
-        while notices.try_recv().is_ok() {}
         inside(&bed.kernel.namespace_path(&network), program, args)?;
         told(&mut notices, &notice).context(change)?;
     }
-    for change in ["link set eth0 mtu 1400", "addr add 10.9.9.9/24 dev eth0"] {
-        bed.on_host("ip", change)?;
-        told(&mut notices, &Notice::Underlay).context(change)?;
-    }
     // Links of containers are none of our business.
     bed.done(&want.ops)?;
-    told(
-        &mut notices,
-        &neighbour(
-            "fd00:1::9",
-            Some(NeighbourRow {
-                mac: Some(mac(1)),
-                is_ours: true,
-                is_permanent: true,
-            }),
-        ),
-    )?;
+    let ours = NeighbourRow {
+        mac: Some(mac(1)),
+        is_ours: true,
+        is_permanent: true,
+    };
+    told(&mut notices, &neighbour("fd00:1::9", Some(ours)))?;
     bed.ip("link add veth0 type veth peer name veth1")?;
     bed.bridge(&format!("fdb del {of} self"))?;
-    told_only(&mut notices, &fdb(None))?;
+    let first = notices.blocking_recv();
+    ensure!(first == Some(fdb(None)), "{first:?}");
     // The thread ends with the kernel, and so does the queue.
     bed.kernel = bed.open()?;
     while notices.blocking_recv().is_some() {}
+    Ok(())
+}
+
+#[test]
+fn what_others_do_to_devices_and_the_underlay_is_told() -> Result<()> {
+    let Some(mut bed) = Bed::make("links", 1)? else {
+        return Ok(());
+    };
+    let (sender, mut notices) = mpsc::channel(10_000);
+    bed.kernel = bed.watching(sender)?;
+    let mut want = Wanted::default();
+    want.device(VNI, bed.local_v4()?, Flavour::Quiet, &["10.0.1.1/24"]);
+    bed.done(&want.ops)?;
+    let all = Notice::Network(bed.network.clone());
+    told(&mut notices, &all)?;
+    for change in [
+        format!("link set vxlan{VNI} mtu 1300"),
+        format!("link set vxlan{VNI} nomaster"),
+        format!("link set vxlan{VNI} down"),
+        format!("addr del 10.0.1.1/24 dev br{VNI}"),
+        format!("link set br{VNI} down"),
+        format!("link del br{VNI}"),
+        format!("link del vxlan{VNI}"),
+    ] {
+        while notices.try_recv().is_ok() {}
+        bed.ip(&change)?;
+        told(&mut notices, &all).context(change)?;
+    }
+    for change in ["link set eth0 mtu 1400", "addr add 10.9.9.9/24 dev eth0"] {
+        while notices.try_recv().is_ok() {}
+        bed.on_host("ip", change)?;
+        told(&mut notices, &Notice::Underlay).context(change)?;
+    }
     Ok(())
 }
 
@@ -674,10 +716,10 @@ fn containers_of_two_hosts_reach_each_other_and_nothing_is_flooded() -> Result<(
             })
         };
         let locals = [local(&bed, 1)?, local(&bed, 2)?];
-        let dirs = [tempfile::tempdir()?, tempfile::tempdir()?];
+        let dirs = [1, 2].map(|host| bed.dir_of(host));
         let mut kernels = Vec::new();
         for (host, dir) in [1, 2].into_iter().zip(&dirs) {
-            let open = || NetlinkKernel::new(dir.path());
+            let open = || NetlinkKernel::new(dir);
             kernels.push(bed.hosts.enter(host, open)??);
         }
         for (at, kernel) in kernels.iter_mut().enumerate() {
@@ -745,6 +787,11 @@ impl Bed {
             dir,
             hosts,
         }))
+    }
+
+    /// Returns the directory of another kernel.
+    fn dir_of(&self, host: usize) -> PathBuf {
+        self.dir.path().join(host.to_string())
     }
 
     fn open(&self) -> Result<NetlinkKernel> {
@@ -847,9 +894,13 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        for network in self.kernel.networks().unwrap_or_default() {
-            // What stays is in a directory of the test's own.
-            drop(self.kernel.apply(&network, &[Op::RemoveNamespace]));
+        let dirs = [self.dir_of(1), self.dir_of(2), self.dir.path().to_owned()];
+        let kernels = dirs.iter().map(|dir| NetlinkKernel::new(dir));
+        for mut kernel in kernels.flatten() {
+            for network in kernel.networks().unwrap_or_default() {
+                // What stays is in a directory of the test's own.
+                drop(kernel.apply(&network, &[Op::RemoveNamespace]));
+            }
         }
     }
 }
@@ -908,6 +959,52 @@ impl Wanted {
     }
 }
 
+/// Returns an operation that the kernel can do in a state: rows need a device, and it one IP below.
+fn any_op(rng: &mut StdRng, model: &Actual, locals: [IpAddr; 2]) -> Op {
+    if !model.has_namespace {
+        return Op::MakeNamespace;
+    }
+    let vni = vni(VNI + rng.random_range(0..3));
+    let device = model
+        .segments
+        .get(&vni)
+        .and_then(|held| held.device.as_ref());
+    let mac = mac(rng.random_range(1..8));
+    let last = rng.random_range(1..8);
+    let ip = match rng.random() {
+        true => ip(&format!("10.0.1.{last}")),
+        false => ip(&format!("fd00:1::{last}")),
+    };
+    match (device, rng.random_range(0..100)) {
+        (_, 0) => Op::RemoveNamespace,
+        (_, 1..4) => Op::RemoveDevice(vni),
+        (None, _) | (_, 4..10) => Op::SetDevice(Device {
+            vni,
+            port: PORT + rng.random_range(0..2),
+            local: locals[rng.random_range(0..2)],
+            mtu: rng.random_range(1_300..1_303),
+            flavour: [Flavour::Quiet, Flavour::Docker][rng.random_range(0..2)],
+            gateways: ["10.0.1.1/24", "10.0.1.2/24", "10.0.2.1/16", "fd00:1::1/64"]
+                .iter()
+                .filter(|_| rng.random())
+                .map(|net| net.parse().expect("a subnet"))
+                .collect(),
+        }),
+        (Some(device), 10..40) => Op::SetFdb {
+            vni,
+            mac,
+            vtep: match device.local {
+                IpAddr::V4(_) => IpAddr::from([192, 0, 2, last]),
+                IpAddr::V6(_) => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()]),
+            },
+        },
+        (_, 40..50) => Op::RemoveFdb { vni, mac },
+        (_, 50..80) => Op::SetNeighbour { vni, ip, mac },
+        (_, 80..95) => Op::RemoveNeighbour { vni, ip },
+        _ => Op::Unlearn { vni, mac },
+    }
+}
+
 fn vni(number: u32) -> Vni {
     Vni::new(number).expect("a VNI")
 }
@@ -954,12 +1051,6 @@ fn told(notices: &mut mpsc::Receiver<Notice>, wanted: &Notice) -> Result<()> {
             others.iter().rev().take(20).collect::<Vec<_>>()
         )
     })
-}
-
-fn told_only(notices: &mut mpsc::Receiver<Notice>, wanted: &Notice) -> Result<()> {
-    let first = notices.blocking_recv();
-    ensure!(first.as_ref() == Some(wanted), "{first:?}");
-    Ok(())
 }
 
 /// Runs a program in a namespace.

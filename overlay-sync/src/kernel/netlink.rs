@@ -335,7 +335,7 @@ fn remove_leftover(
 
 /// Says what was asked, and of which network.
 fn of(network: &NetworkId, op: &Op) -> String {
-    format!("{} of network {network}", rows::describe(op))
+    format!("{op} of network {network}")
 }
 
 fn refused(what: String, refusal: Refusal) -> KernelError {

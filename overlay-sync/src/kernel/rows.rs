@@ -20,7 +20,7 @@ use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rustix::io::Errno;
 
-use super::links::{ip_of, vxlan_name};
+use super::links::ip_of;
 use super::socket::{Attributes, Refusal, Request, Socket};
 use super::{FdbRow, NeighbourRow, Vni};
 use crate::mac::Mac;
@@ -258,28 +258,5 @@ pub(super) fn segment(op: &Op) -> Option<Vni> {
         | Op::RemoveNeighbour { vni, .. }
         | Op::Unlearn { vni, .. } => Some(*vni),
         Op::MakeNamespace | Op::RemoveNamespace | Op::SetDevice(_) | Op::RemoveDevice(_) => None,
-    }
-}
-
-/// Says in words what an operation asks.
-pub(super) fn describe(op: &Op) -> String {
-    match op {
-        Op::MakeNamespace => "make the namespace".to_owned(),
-        Op::RemoveNamespace => "remove the namespace".to_owned(),
-        Op::SetDevice(device) => format!("set up {}", vxlan_name(device.vni)),
-        Op::RemoveDevice(vni) => format!("remove {}", vxlan_name(*vni)),
-        Op::SetFdb { vni, mac, vtep } => {
-            format!("forward {mac} to {vtep} on {}", vxlan_name(*vni))
-        }
-        Op::RemoveFdb { vni, mac } => {
-            format!("remove forwarding row {mac} of {}", vxlan_name(*vni))
-        }
-        Op::SetNeighbour { vni, ip, mac } => {
-            format!("set neighbour {ip} to {mac} on {}", vxlan_name(*vni))
-        }
-        Op::RemoveNeighbour { vni, ip } => {
-            format!("remove neighbour {ip} of {}", vxlan_name(*vni))
-        }
-        Op::Unlearn { vni, mac } => format!("unlearn {mac} behind {}", vxlan_name(*vni)),
     }
 }
