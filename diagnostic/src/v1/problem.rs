@@ -100,8 +100,6 @@ impl Problem {
         busy, SERVICE_UNAVAILABLE, "busy", "There is no room for this at the moment";
         /// None of the members answered: the members that were named are at fault, not this server.
         join_failed, CONFLICT, "join-failed", "None of the members answered";
-        /// There is no such endpoint of a container.
-        unknown_endpoint, NOT_FOUND, "unknown-endpoint", "There is no such endpoint of the network";
         /// The network has no data path on this node.
         no_data_path, CONFLICT, "no-data-path", "The network has no data path on this node";
         /// The kernel refused.
