@@ -1,0 +1,155 @@
+//! The servers that are asked: a node's, a bare one of the same library, and a bare one that hands each request on.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use diagnostic::Server;
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, body::Incoming};
+use hyper_util::rt::TokioIo;
+use networkdb::node::NetworkDb;
+use networkdb::{NetworkId, TableName};
+use rustix::time::{ClockId, clock_gettime};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+use super::drive::stay_on;
+use super::{ENTRIES, NETWORK, TABLE};
+use crate::bench::cluster;
+use crate::bench::load::Load;
+
+/// Requests that wait for the other task, as many as wait for a node's engine.
+const WAITING: usize = 1_024;
+
+/// Starts to listen on a runtime, which has one thread.
+pub(super) type Listen = fn(&Runtime) -> Result<SocketAddr>;
+
+/// A server on a thread of its own.
+pub(super) struct Served {
+    pub(super) addr: SocketAddr,
+    stop: oneshot::Sender<()>,
+    /// Gives the CPU time of the thread when it has ended.
+    thread: thread::JoinHandle<Result<Duration>>,
+}
+
+impl Served {
+    /// Runs what `listen` starts on a thread of its own, on one processor.
+    pub(super) fn start(listen: Listen, cpu: Option<usize>) -> Result<Self> {
+        let (stop, stopped) = oneshot::channel();
+        let (sender, addr) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            stay_on(cpu)?;
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            sender.send(listen(&runtime)?)?;
+            let before = thread_time();
+            // The clients are done when this ends, however it does.
+            drop(runtime.block_on(stopped));
+            Ok(thread_time() - before)
+        });
+        match addr.recv() {
+            Ok(addr) => Ok(Self { addr, stop, thread }),
+            Err(_) => {
+                let ended = thread.join();
+                ended.map_err(|_| anyhow::anyhow!("the server panicked"))??;
+                anyhow::bail!("the server ended without an address")
+            }
+        }
+    }
+
+    /// Ends it and returns the CPU time that it took since it listened.
+    pub(super) fn end(self) -> Result<Duration> {
+        ensure!(self.stop.send(()).is_ok(), "the server has ended");
+        let ended = self.thread.join();
+        ended.map_err(|_| anyhow::anyhow!("the server panicked"))?
+    }
+}
+
+/// Returns the CPU time of the calling thread.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).expect("CPU time is not negative");
+    Duration::new(
+        seconds,
+        u32::try_from(time.tv_nsec).expect("below a second"),
+    )
+}
+
+/// A node alone with its diagnostic server.
+pub(super) fn node(runtime: &Runtime) -> Result<SocketAddr> {
+    runtime.block_on(async {
+        let node = NetworkDb::start(cluster::on_loopback()).await?;
+        let (network, table) = (NetworkId::new(NETWORK)?, TableName::new(TABLE)?);
+        node.join_network(&network).await?;
+        let mut load = Load::new(16);
+        for _ in 0..ENTRIES {
+            let (key, value) = load.entry();
+            node.create_entry(&network, &table, &key, value).await?;
+        }
+        let server = Server::bind(([127, 0, 0, 1], 0).into()).await?;
+        Ok(server.serve(node).local_addr())
+    })
+}
+
+/// Answers `OK` to everything.
+pub(super) fn bare(runtime: &Runtime) -> Result<SocketAddr> {
+    listen(runtime, || std::future::ready("OK\n"))
+}
+
+/// The same after one other task, the same for all requests, has had each of them: what any server costs whose state
+/// belongs to a task.
+pub(super) fn handing_on(runtime: &Runtime) -> Result<SocketAddr> {
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(WAITING);
+    runtime.spawn(async move {
+        while let Some(asked) = receiver.recv().await {
+            let asked: oneshot::Sender<&'static str> = asked;
+            // The client is gone when this fails.
+            let _gone = asked.send("OK\n");
+        }
+    });
+    listen(runtime, move || {
+        let sender = sender.clone();
+        async move {
+            let (to, answer) = oneshot::channel();
+            // Fails together with the answer, when the runtime ends.
+            drop(sender.send(to).await);
+            answer.await.unwrap_or("gone\n")
+        }
+    })
+}
+
+fn listen<F, A>(runtime: &Runtime, answer: F) -> Result<SocketAddr>
+where
+    F: Fn() -> A + Clone + Send + Sync + 'static,
+    A: Future<Output = &'static str> + Send + 'static,
+{
+    let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
+    let addr = listener.local_addr()?;
+    runtime.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            // Slower answers, and nothing worse, when this fails.
+            drop(stream.set_nodelay(true));
+            let answer = answer.clone();
+            let service = service_fn(move |_: Request<Incoming>| {
+                let answer = answer();
+                async move {
+                    let text = Bytes::from_static(answer.await.as_bytes());
+                    Ok::<_, Infallible>(Response::new(Full::new(text)))
+                }
+            });
+            tokio::spawn(async move {
+                let io = TokioIo::new(stream);
+                drop(http1::Builder::new().serve_connection(io, service).await);
+            });
+        }
+    });
+    Ok(addr)
+}
