@@ -10,7 +10,6 @@ use std::time::Duration;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioTimer;
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::body::Body;
+use crate::head_timer::HeadTimer;
 use crate::patience::Patience;
 use crate::places::{Place, Places};
 use crate::service::{self, Site};
@@ -196,7 +196,7 @@ impl Context {
             }
         });
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(HeadTimer::new(HEAD_TIMEOUT))
             .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
             // Scripts that pipe a request into a socket close their side before they read.

@@ -39,6 +39,7 @@ mod connections;
 mod entries;
 mod extras;
 mod failure;
+mod head_timer;
 mod json;
 mod listing;
 pub mod logfmt;
