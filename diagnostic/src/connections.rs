@@ -67,8 +67,6 @@ struct Context {
     tls: Arc<RwLock<Option<Tls>>>,
     /// Replies say that they are the last of their connection.
     is_ending: AtomicBool,
-    /// Connections that wait for a request are closed.
-    closing: watch::Sender<bool>,
 }
 
 impl Stop {
@@ -97,7 +95,6 @@ impl Acceptor {
             site: self.site,
             tls: self.tls,
             is_ending: AtomicBool::new(false),
-            closing: watch::Sender::new(false),
         });
         let mut stopped = self.stopped;
         let mut connections = JoinSet::new();
@@ -126,7 +123,8 @@ impl Acceptor {
         drop(listener);
         drop(self.port);
         let grace_is_over = timeout(stop.grace(), all(&mut connections)).await.is_err();
-        context.closing.send_replace(true);
+        // From here on there are no new ones, and those that wait for a request are closed.
+        places.ask_all_to_leave();
         if grace_is_over && timeout(stop.limit(), all(&mut connections)).await.is_err() {
             let connections = connections.len();
             debug!(connections, "diagnostic connections cut off");
@@ -204,10 +202,11 @@ impl Context {
             .title_case_headers(true)
             .serve_connection(Patience::new(stream, STALL_MAX), answer);
         let mut connection = pin!(connection);
-        let mut closing = self.closing.subscribe();
         let served = tokio::select! {
+            biased;
             served = connection.as_mut() => served,
-            () = has_to_go(&place, &mut closing) => {
+            // To make room, or because the server ends.
+            () = place.asked_to_leave() => {
                 if !place.is_busy() {
                     return;
                 }
@@ -218,15 +217,6 @@ impl Context {
         if let Err(error) = served {
             debug!(%remote, %error, "diagnostic connection broke");
         }
-    }
-}
-
-/// Waits until a connection has to make room, or the server ends.
-async fn has_to_go(place: &Place, closing: &mut watch::Receiver<bool>) {
-    tokio::select! {
-        () = place.asked_to_leave() => {}
-        // Nobody closes the channel before the last connection has ended.
-        _ = closing.wait_for(|closing| *closing) => {}
     }
 }
 

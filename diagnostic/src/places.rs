@@ -101,6 +101,14 @@ impl Places {
         None
     }
 
+    /// Asks every connection to leave, those too that are busy: how they do is theirs to decide.
+    pub(crate) fn ask_all_to_leave(&self) {
+        for connection in self.open.lock().values() {
+            connection.is_asked.store(true, Ordering::Relaxed);
+            connection.leave.notify_one();
+        }
+    }
+
     fn next_turn(&self) -> u64 {
         self.turn.fetch_add(1, Ordering::Relaxed)
     }
@@ -198,6 +206,16 @@ mod tests {
         first.asked_to_leave().await;
         drop(first);
         newcomer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn all_are_asked_when_the_server_ends() {
+        let places = Places::new(2);
+        let (idle, answered) = (places.take().await, places.take().await);
+        let _busy = answered.busy();
+        places.ask_all_to_leave();
+        idle.asked_to_leave().await;
+        answered.asked_to_leave().await;
     }
 
     #[tokio::test]
