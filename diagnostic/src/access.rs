@@ -149,8 +149,12 @@ impl Access {
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
         let is_address = bare.unwrap_or(host).parse::<IpAddr>().is_ok();
-        let name = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
-        self.any_host || is_address || name == "localhost" || self.hosts.contains(&name)
+        let name = host.strip_suffix('.').unwrap_or(host);
+        let is_named = |allowed: &str| allowed.eq_ignore_ascii_case(name);
+        self.any_host
+            || is_address
+            || is_named("localhost")
+            || self.hosts.iter().any(|host| is_named(host))
     }
 }
 

@@ -144,6 +144,11 @@ pub(crate) fn decode_path(path: &[u8]) -> Option<Vec<u8>> {
 /// Appends a text with its percent escapes decoded and every other byte passed through `plain`; none when an escape is
 /// broken, and some of it is appended then.
 fn unescape(text: &[u8], plain: impl Fn(u8) -> u8, decoded: &mut Vec<u8>) -> Option<()> {
+    let is_plain = |&byte: &u8| byte != b'%' && plain(byte) == byte;
+    if text.iter().all(is_plain) {
+        decoded.extend_from_slice(text);
+        return Some(());
+    }
     let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
         if byte == b'%' {

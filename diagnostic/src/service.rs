@@ -1,10 +1,12 @@
 //! What happens to one request: limits, redirect, parameters, handler, reply, and one line in the log.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::response::IntoResponse as _;
-use hyper::body::Incoming;
+use bytes::Bytes;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode};
@@ -15,7 +17,7 @@ use crate::access::{Access, Denied};
 use crate::body::Body;
 use crate::params::{Params, decode_path};
 use crate::reply::Format;
-use crate::routes::{Request, Routes, cleaned};
+use crate::routes::{Request, Route, Routes, cleaned};
 use crate::upload::{UploadError, media_type, read};
 use crate::v1::Problem;
 use crate::{audit, web};
@@ -39,9 +41,17 @@ pub(crate) struct Site {
 
 /// A response and what the log says about it.
 struct Answered {
-    method: String,
-    outcome: String,
+    method: Word,
+    outcome: Cow<'static, str>,
     response: Response,
+}
+
+/// The word for a request in the log.
+enum Word {
+    Plain(&'static str),
+    Method(Method),
+    /// That of a route.
+    Of(Arc<Route>),
 }
 
 /// Why a request did not get as far as a handler.
@@ -60,12 +70,13 @@ pub(crate) async fn answer(
     let uri = request.uri().clone();
     let is_web = web::owns(uri.path());
     let answered = if is_web {
-        handle_web(site.web.clone(), &access, request).await
+        // On the heap, and so is a body: what most requests do not need would make the rest costly to move.
+        Box::pin(handle_web(site.web.clone(), &access, request)).await
     } else {
         handle(&site.routes, &access, request, remote).await
     };
     let answered = answered.unwrap_or_else(|refused| refused.into_answered(is_web));
-    audit::log(remote, &answered.method, &uri, &answered.outcome);
+    audit::log(remote, answered.method.as_str(), &uri, &answered.outcome);
     answered.response
 }
 
@@ -80,14 +91,14 @@ async fn handle_web(
     if !head.method.is_safe() {
         access.check_change(&head)?;
     }
-    let method = head.method.to_string();
+    let method = Word::Method(head.method.clone());
     let response = match web.call(hyper::Request::from_parts(head, body)).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
     Ok(Answered {
         method,
-        outcome: response.status().as_str().to_owned(),
+        outcome: response.status().as_str().to_owned().into(),
         response: response.map(Body::streamed),
     })
 }
@@ -115,7 +126,10 @@ async fn handle(
         access.check_change(head)?;
     }
     // Also one that nobody needs, so that the next request on the connection is found.
-    let body = read(body, BODY_BYTES_MAX).await?;
+    let body = match body.is_end_stream() {
+        true => Bytes::new(),
+        false => Box::pin(read(body, BODY_BYTES_MAX)).await?,
+    };
     let form = if has_form(head) { &body[..] } else { b"" };
     let query = head.uri.query().unwrap_or_default();
     let params = Params::parse(form, query.as_bytes()).map_err(Refused::bad_request)?;
@@ -137,8 +151,8 @@ async fn handle(
     let content_type = HeaderValue::from_static(rendered.content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     Ok(Answered {
-        method: route.method().to_owned(),
-        outcome: reply.message().to_owned(),
+        method: Word::Of(route),
+        outcome: reply.message().into(),
         response,
     })
 }
@@ -173,8 +187,8 @@ fn redirect(clean: &str, head: &Parts) -> Result<Answered, Refused> {
         response.headers_mut().insert(CONTENT_TYPE, content_type);
     }
     Ok(Answered {
-        method: "redirect".into(),
-        outcome: StatusCode::TEMPORARY_REDIRECT.as_str().into(),
+        method: Word::Plain("redirect"),
+        outcome: StatusCode::TEMPORARY_REDIRECT.as_str().to_owned().into(),
         response,
     })
 }
@@ -199,6 +213,16 @@ fn escape_unless(text: &str, is_plain: impl Fn(u8) -> bool) -> String {
         }
     }
     escaped
+}
+
+impl Word {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Plain(word) => word,
+            Self::Method(method) => method.as_str(),
+            Self::Of(route) => route.method(),
+        }
+    }
 }
 
 impl Refused {
@@ -230,8 +254,8 @@ impl Refused {
         }
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
         Answered {
-            method: "refused".into(),
-            outcome,
+            method: Word::Plain("refused"),
+            outcome: outcome.into(),
             response,
         }
     }
