@@ -54,6 +54,8 @@ pub struct Request {
 pub struct Route {
     path: String,
     template: &'static str,
+    /// The parameters that the template names.
+    required: Vec<&'static str>,
     is_text_only: bool,
     is_change: bool,
     handler: Box<dyn Fn(Request) -> Answering + Send + Sync>,
@@ -80,6 +82,7 @@ impl Route {
         Self {
             path: path.into(),
             template: "",
+            required: Vec::new(),
             is_text_only: false,
             is_change: false,
             handler: Box::new(move |request| Box::pin(handler(request))),
@@ -90,7 +93,13 @@ impl Route {
     /// when one of them is missing.
     #[must_use]
     pub fn requires(self, template: &'static str) -> Self {
-        Self { template, ..self }
+        let parts = template.split('&').filter(|part| !part.is_empty());
+        let name = |part: &'static str| part.split_once('=').map_or(part, |(name, _)| name);
+        Self {
+            template,
+            required: parts.map(name).collect(),
+            ..self
+        }
     }
 
     /// Answers in text even when JSON is asked for.
@@ -131,12 +140,8 @@ impl Route {
 
     /// Calls the handler, unless a parameter is missing.
     pub(crate) async fn call(&self, request: Request) -> Reply {
-        let mut required = self.template.split('&').filter(|part| !part.is_empty());
-        let is_missing = |part: &str| {
-            let name = part.split_once('=').map_or(part, |(name, _)| name);
-            request.params.get(name).is_none()
-        };
-        if required.any(is_missing) {
+        let is_missing = |name: &&str| request.params.get(name).is_none();
+        if self.required.iter().any(is_missing) {
             return Reply::missing(format!("{}?{}", self.path, self.template));
         }
         (self.handler)(request).await.unwrap_or_else(Reply::failed)
@@ -180,7 +185,9 @@ impl Routes {
         let routes = self.0.read();
         let slashes = |path: &[u8]| path.iter().filter(|&&byte| byte == b'/').count();
         // An escaped slash is part of a name and never separates, so a path that gained slashes is unknown.
-        let is_whole = slashes(raw_path.as_bytes()) == slashes(decoded_path);
+        // An escape is three bytes for one.
+        let is_whole = raw_path.len() == decoded_path.len()
+            || slashes(raw_path.as_bytes()) == slashes(decoded_path);
         str::from_utf8(decoded_path)
             .ok()
             .filter(|_| is_whole)
@@ -195,7 +202,9 @@ fn is_clean(path: &str) -> bool {
     let Some(segments) = path.strip_prefix('/') else {
         return false;
     };
-    let (named, last) = segments.rsplit_once('/').unwrap_or(("x", segments));
+    let Some((named, last)) = segments.rsplit_once('/') else {
+        return ![".", ".."].contains(&segments);
+    };
     ![".", ".."].contains(&last) && !named.split('/').any(|name| ["", ".", ".."].contains(&name))
 }
 

@@ -77,8 +77,8 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
     report.add(create.cpu());
     report.add(create.share_of(bare).median_at_least(SHARE_MIN));
     report.add(create.share_of(handing_on).note(
-        "a create waits for the task that owns the engine; the bare server that only hands on and back does no more \
-         than that, so no server of this design does better than its share",
+        "what waiting for the task that owns the engine costs stands above, as the share of the server that does nothing \
+         else; the rest is the request and the write",
     ));
     Ok(())
 }
