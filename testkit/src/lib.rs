@@ -4,6 +4,7 @@
 //! * [`fuzz`] is what the fuzz targets run.
 //! * [`op`] is what can be done to such a cluster, [`model`] what should come of it, [`check`] whether it does.
 //! * [`e2e`] starts the real `networkdb` program and talks to it over loopback.
+//! * [`ledger`] keeps what hosts have acknowledged and judges whether a cluster at rest still holds it.
 //! * [`service`] is what the test service `networkdb-test` answers beyond a diagnostic server.
 //! * [`hosts`] makes a machine look like many, joined by a network that can be broken.
 //! * [`mod@bench`] measures what the project promises.
@@ -13,6 +14,7 @@ pub mod check;
 pub mod e2e;
 pub mod fuzz;
 pub mod hosts;
+pub mod ledger;
 pub mod model;
 pub mod op;
 pub mod overlay;
