@@ -1,12 +1,14 @@
 //! What hosts have acknowledged, and whether a cluster at rest still holds it.
 //!
-//! A [`Ledger`] keeps every write with its outcome; [`judge`] compares it with a [`View`] of each host. Neither does
-//! I/O, so that made-up histories test them.
+//! A [`Ledger`] keeps every write with its outcome; [`judge()`] compares it with a [`View`] of each host. Neither does
+//! I/O, so that made-up histories test them; a [`Host`] does, and [`converged`] waits for hosts to agree.
 
+mod host;
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use host::{Change, Host, converged};
 pub use judge::{Finding, judge};
 
 /// What came of a write.
