@@ -238,9 +238,15 @@ fn row_that_names_more_than_a_host_is_set_right() -> Result<()> {
             mac(peer)
         ))?;
     }
+    // They are looked up in the namespace of the device's socket.
+    bed.on_host("ip", "nexthop add id 1 via 192.0.2.10 fdb")?;
+    bed.on_host("ip", "nexthop add id 2 group 1 fdb")?;
+    let group = format!("fdb add {} dev vxlan{VNI} nhid 2 self permanent", mac(5));
+    bed.bridge(&group)?;
+    want.peer(VNI, 5, VTEP, "10.0.1.5");
     let segment = bed.segment(VNI)?;
-    let has_more = (1..=4).map(|peer| segment.fdb[&mac(peer)].has_more);
-    ensure!(has_more.collect::<Vec<_>>() == [true; 4], "{segment:?}");
+    let has_more = (1..=5).map(|peer| segment.fdb[&mac(peer)].has_more);
+    ensure!(has_more.collect::<Vec<_>>() == [true; 5], "{segment:?}");
     bed.done(&want.ops)?;
     bed.holds(&want.actual)
 }

@@ -1,6 +1,6 @@
 //! The devices of a segment: made, mended in place, removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -14,6 +14,7 @@ use super::links::{self, Link, bridge_name, vxlan_name};
 use super::netns::{self, Identity, Namespaces};
 use super::socket::{Refusal, Request, Socket};
 use super::{Device, Vni};
+use crate::mac::Mac;
 
 /// The index of the loopback device of each namespace (`LOOPBACK_IFINDEX` in linux/net.h).
 const LOOPBACK: u32 = 1;
@@ -26,6 +27,9 @@ const NO_IPV6: &[Errno] = &[Errno::AFNOSUPPORT, Errno::OPNOTSUPP];
 pub(super) struct Open {
     pub(super) identity: Identity,
     pub(super) socket: Socket,
+    /// Forwarding rows that name a group of hosts, as of the last dump. They have to go before they can name a host: the
+    /// kernel says that it has replaced one and has not.
+    pub(super) groups: BTreeSet<(Vni, Mac)>,
     file: File,
 }
 
@@ -58,6 +62,7 @@ impl Open {
         Ok(Some(Self {
             identity,
             socket,
+            groups: BTreeSet::new(),
             file,
         }))
     }

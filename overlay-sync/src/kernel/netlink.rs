@@ -16,7 +16,7 @@ use super::netns::Namespaces;
 use super::rows;
 use super::socket::{Refusal, Socket};
 use super::{
-    Actual, ActualSegment, Device, DeviceFault, Failure, Kernel, KernelError, Notice, Vni,
+    Actual, ActualSegment, Device, DeviceFault, Failure, FdbRow, Kernel, KernelError, Notice, Vni,
 };
 use crate::plan::Op;
 
@@ -167,7 +167,14 @@ impl NetlinkKernel {
         let mut asked = Vec::with_capacity(ops.len());
         for (at, op) in ops.iter().enumerate() {
             match rows::segment(op).and_then(|vni| vxlans.get(&vni)) {
-                Some(link) => asked.push((at, link.index)),
+                Some(link) => {
+                    if let Op::SetFdb { vni, mac, .. } = op
+                        && open.groups.remove(&(*vni, *mac))
+                    {
+                        asked.push((at, link.index, Some(*mac)));
+                    }
+                    asked.push((at, link.index, None));
+                }
                 None if removes(op) => {}
                 None => {
                     failures.insert(at, Errno::NODEV.into());
@@ -175,7 +182,10 @@ impl NetlinkKernel {
             }
         }
         let requests = asked.iter();
-        let requests = requests.filter_map(|(at, link)| rows::request(*link, &ops[*at]));
+        let requests = requests.filter_map(|(at, link, group)| match group {
+            Some(mac) => Some(rows::remove_fdb(*link, *mac)),
+            None => rows::request(*link, &ops[*at]),
+        });
         open.socket.batch(requests, |nth, refusal| {
             failures.insert(asked[nth].0, refusal);
         });
@@ -252,6 +262,7 @@ fn read_segments(
 ) -> Result<BTreeMap<Vni, ActualSegment>, Refusal> {
     let [vxlans, mut bridges] = [open.vxlans(network)?, open.bridges(network)?];
     let mut segments = BTreeMap::new();
+    open.groups.clear();
     for (vni, link) in vxlans {
         let bridge = bridges.remove(&vni);
         // One that nobody could want is as if it were not there: it will be made anew, and its rows are lost then.
@@ -263,6 +274,9 @@ fn read_segments(
             device.gateways = open.gateways(bridge)?.into_iter().collect();
         }
         let (fdb, learned) = rows::fdb(&mut open.socket, link.index)?;
+        let is_group = |row: &FdbRow| row.has_more && row.vtep.is_unspecified();
+        let groups = fdb.iter().filter(|(_, row)| is_group(row));
+        open.groups.extend(groups.map(|(mac, _)| (vni, *mac)));
         let segment = ActualSegment {
             faults: faults(&link, bridge.as_ref()),
             device: Some(device),

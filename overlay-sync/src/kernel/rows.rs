@@ -185,7 +185,7 @@ fn set_fdb(link: u32, mac: Mac, vtep: IpAddr) -> Request {
 }
 
 /// Removes a forwarding row.
-fn remove_fdb(link: u32, mac: Mac) -> Request {
+pub(super) fn remove_fdb(link: u32, mac: Mac) -> Request {
     remove(fdb_message(link, mac, NeighbourFlags::Own), ABSENT)
 }
 
