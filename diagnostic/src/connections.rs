@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::backlog;
 use crate::body::Body;
 use crate::head_timer::HeadTimer;
 use crate::patience::Patience;
@@ -116,12 +117,12 @@ impl Acceptor {
         };
         context.is_ending.store(true, Ordering::Relaxed);
         // Clients whose connection the system has made already are served too.
-        while let Some((stream, remote)) = pending(&listener).await {
+        let clients = backlog::close(listener).await;
+        drop(self.port);
+        for (stream, remote) in clients {
             let place = places.take().await;
             connections.spawn(Arc::clone(&context).serve(stream, remote, place));
         }
-        drop(listener);
-        drop(self.port);
         let grace_is_over = timeout(stop.grace(), all(&mut connections)).await.is_err();
         // From here on there are no new ones, and those that wait for a request are closed.
         places.ask_all_to_leave();
@@ -149,15 +150,6 @@ async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// Returns a client that waits to be accepted, if one does.
-async fn pending(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
-    tokio::select! {
-        biased;
-        accepted = listener.accept() => accepted.ok(),
-        () = std::future::ready(()) => None,
     }
 }
 

@@ -32,6 +32,7 @@
 
 mod access;
 mod audit;
+mod backlog;
 mod body;
 mod client;
 mod cluster;

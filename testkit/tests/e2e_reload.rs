@@ -13,7 +13,7 @@ use testkit::e2e::process::{Process, SOON, Signal, until};
 /// Clients that ask at the same time.
 const CLIENTS: usize = 8;
 /// Moves from address to address.
-const MOVES: usize = 12;
+const MOVES: usize = 8;
 /// Answers that the clients get between two moves at least.
 const ANSWERS: u32 = 200;
 
@@ -22,14 +22,12 @@ const ANSWERS: u32 = 200;
 struct Load {
     addr: Mutex<Option<SocketAddr>>,
     answers: AtomicU32,
-    /// Connections that the system had made for a listener in the moment in which it was closed; nothing can serve them.
-    missed: AtomicU32,
     is_over: AtomicBool,
 }
 
 impl Load {
-    /// Asks over kept connections until told to stop. A request that is sent where requests were answered before, and is not
-    /// answered, is a failure.
+    /// Asks over kept connections until told to stop. A connection that is made and not served, and a request that is sent and
+    /// not answered, are failures.
     fn ask(&self) -> Result<()> {
         while !self.is_over.load(Ordering::Relaxed) {
             let addr = *self.addr.lock().expect("no client panics");
@@ -40,13 +38,8 @@ impl Load {
             };
             let mut asked = 0;
             loop {
-                let reply = match connection.get("/ready") {
-                    Err(_) if asked == 0 => {
-                        self.missed.fetch_add(1, Ordering::Relaxed);
-                        break;
-                    }
-                    reply => reply.with_context(|| format!("after {asked} answers"))?,
-                };
+                let reply = connection.get("/ready");
+                let reply = reply.with_context(|| format!("after {asked} answers"))?;
                 ensure!(reply.body == "OK\nOK", "answered {reply:?}");
                 asked += 1;
                 self.answers.fetch_add(1, Ordering::Relaxed);
@@ -108,8 +101,6 @@ fn no_request_fails_while_the_server_moves() -> Result<()> {
         }
         moved
     })?;
-    let missed = load.missed.load(Ordering::Relaxed);
-    ensure!(missed <= 2, "{missed} connections were made and not served");
     process.signal(Signal::TERM)?;
     ensure!(process.exit_code()? == Some(0));
     Ok(())
