@@ -131,6 +131,8 @@ pub enum Rule {
     JoinClocks,
     /// A live entry with a higher stamp proves the attachment.
     ProvenAttachment,
+    /// A suspicion that lasts too long is voiced again.
+    VoicedAgain,
 }
 
 /// Why a [`Config`] was refused.

@@ -65,6 +65,7 @@ impl Engine {
             if timer.is_probe() {
                 self.health.score = self.health.score.saturating_sub(1);
                 self.round_trips.begin();
+                self.review_suspicions(now);
             }
             self.swim(|swim| swim.handle_timer(timer));
             return;

@@ -349,8 +349,16 @@ impl Membership {
         let me = Codec::bytes_of(&me).expect("a member can be encoded");
         let packet = [&me, rest].concat();
         let result = self.foca.handle_data(&packet, &mut self.runtime);
+        let connected = self.connect();
         self.resize();
-        result.map_err(SwimError)
+        result.and(connected).map_err(SwimError)
+    }
+
+    /// Lets it probe on after it has gone on under another identity. `foca` stops its timers then, and starts them with the
+    /// next packet of a member that is up, which never comes when all of them have forgotten this node.
+    fn connect(&mut self) -> Result<(), foca::Error> {
+        let nothing = std::iter::empty();
+        self.foca.apply_many(nothing, false, &mut self.runtime)
     }
 
     pub(crate) fn handle_timer(&mut self, timer: SwimTimer) -> Result<(), SwimError> {
@@ -377,11 +385,36 @@ impl Membership {
             .map_err(SwimError)
     }
 
+    /// Returns the members that are held for suspect, with their incarnation.
+    pub(crate) fn suspects(&self) -> Vec<(Member, u16)> {
+        let all = self.foca.iter_membership_state();
+        all.filter(|known| known.state() == foca::State::Suspect)
+            .map(|known| (known.id().clone(), known.incarnation()))
+            .collect()
+    }
+
+    /// Suspects a member beyond the incarnation at which it is suspected, which is news to everybody and to itself.
+    pub(crate) fn suspect_again(
+        &mut self,
+        member: Member,
+        incarnation: u16,
+    ) -> Result<(), SwimError> {
+        let beyond = incarnation.saturating_add(1);
+        let suspect = foca::Member::new(member, beyond, foca::State::Suspect);
+        self.foca
+            .apply_many(std::iter::once(suspect), true, &mut self.runtime)
+            .map_err(SwimError)
+    }
+
+    /// How long a suspect has to refute, in a cluster of this size.
+    pub(crate) fn suspicion(&self) -> Duration {
+        suspicion(&self.config, self.sized_for)
+    }
+
     /// Goes on under another generation.
     pub(crate) fn become_member(&mut self, me: Member) -> Result<(), SwimError> {
-        self.foca
-            .change_identity(me, &mut self.runtime)
-            .map_err(SwimError)
+        let changed = self.foca.change_identity(me, &mut self.runtime);
+        changed.and_then(|()| self.connect()).map_err(SwimError)
     }
 
     /// This node by a short name, perhaps in some other run; `None` when another node is meant.
@@ -523,8 +556,6 @@ impl Membership {
 }
 
 fn foca_config(config: &CheckedConfig, members: usize) -> foca::Config {
-    let members = u32::try_from(members).unwrap_or(u32::MAX);
-    let decades = (f64::from(members) + 1.0).log10();
     let (mut transmissions, mut left) = (4_u8, members);
     while left > 0 {
         transmissions += 4;
@@ -535,7 +566,7 @@ fn foca_config(config: &CheckedConfig, members: usize) -> foca::Config {
         probe_rtt: config.probe_timeout,
         num_indirect_probes: config.probe_helpers,
         max_transmissions: NonZeroU8::new(transmissions).expect("at least 4"),
-        suspect_to_down_after: config.suspicion.mul_f64(decades.max(1.0)),
+        suspect_to_down_after: suspicion(config, members),
         remove_down_after: Some(config.node_reap_interval),
         // One byte says that the packet is the failure detector's.
         max_packet_size: (config.datagram_bytes_max - DATAGRAM_OVERHEAD - 1)
@@ -552,6 +583,13 @@ fn foca_config(config: &CheckedConfig, members: usize) -> foca::Config {
             num_members: config.probe_helpers,
         }),
     }
+}
+
+/// How long a suspect has to refute: longer in a larger cluster, through which word takes longer.
+fn suspicion(config: &CheckedConfig, members: usize) -> Duration {
+    let members = u32::try_from(members).unwrap_or(u32::MAX);
+    let decades = (f64::from(members) + 1.0).log10();
+    config.suspicion.mul_f64(decades.max(1.0))
 }
 
 fn nonzero_one() -> std::num::NonZeroUsize {
@@ -801,6 +839,42 @@ mod tests {
         sent(&mut a);
         a.leave().unwrap();
         assert!(!sent(&mut a).is_empty());
+    }
+
+    #[test]
+    fn a_member_that_is_told_it_was_down_probes_on() {
+        let (mut a, mut b) = (membership("a"), membership("b"));
+        a.import(&b.export(std::iter::empty()), |_| false).unwrap();
+        b.import(&a.export(std::iter::empty()), |_| false).unwrap();
+        b.declare_down(member("a", 1)).unwrap();
+        sent(&mut b);
+        for probe in sent_by_timers(&mut a, SwimTimer::is_probe) {
+            b.handle_packet(&probe).unwrap();
+        }
+        for answer in sent(&mut b) {
+            a.handle_packet(&answer).unwrap();
+        }
+        assert_eq!(a.me().epoch, 2, "it goes on under another identity");
+        let probes = sent_by_timers(&mut a, SwimTimer::is_probe);
+        assert!(!probes.is_empty(), "nobody else has said anything since");
+    }
+
+    #[test]
+    fn a_suspicion_that_is_voiced_again_is_refuted_by_the_suspect() {
+        let (mut a, mut b) = (membership("a"), membership("b"));
+        a.import(&b.export(std::iter::empty()), |_| false).unwrap();
+        b.import(&a.export(std::iter::empty()), |_| false).unwrap();
+        a.suspect_again(member("b", 1), 0).unwrap();
+        assert_eq!(a.suspects(), [(member("b", 1), 1)]);
+        for _ in 0..2 {
+            for packet in sent_by_timers(&mut a, |timer| !timer.is_probe()) {
+                b.handle_packet(&packet).unwrap();
+            }
+            for packet in sent(&mut b) {
+                a.handle_packet(&packet).unwrap();
+            }
+        }
+        assert_eq!(a.suspects(), []);
     }
 
     #[test]

@@ -27,6 +27,7 @@
 //! | `join` | how this node comes into a cluster and goes |
 //! | `refute` | what is answered to records of this node that it did not write |
 //! | `health` | how late this node itself is |
+//! | `suspicion` | suspicions that nobody ends |
 //! | `reap` | when dead records are forgotten |
 //! | `acquaint` | nothing: it makes very large simulations |
 
@@ -72,6 +73,7 @@ mod session;
 mod standing;
 mod store;
 mod stream;
+mod suspicion;
 mod sync;
 mod table;
 mod write;
@@ -201,6 +203,7 @@ pub struct Engine {
     stats: Stats,
     convergence: Histogram,
     health: health::Health,
+    suspicions: suspicion::Suspicions,
     watching: bool,
 }
 
@@ -245,6 +248,7 @@ impl Engine {
             stats: Stats::default(),
             convergence: Histogram::default(),
             health: health::Health::default(),
+            suspicions: suspicion::Suspicions::default(),
             watching: false,
             config,
         };

@@ -261,7 +261,9 @@ impl Engine {
         self.learn_attachment_of(record, now);
         let owner = self.owner_of(record, now);
         let is_over = owner.standing() == Standing::Over;
-        if self.is_fading(record) && !self.is_held(record) || is_over && !self.keeps(Rule::Stubs) {
+        let is_live = owner.standing() == Standing::Live && !record.version.tombstone;
+        let is_late = self.is_fading(record) && !is_live;
+        if is_late && !self.is_held(record) || is_over && !self.keeps(Rule::Stubs) {
             return None;
         }
         if !self.keeps(Rule::TotalOrder) && self.is_held_at(record) {
@@ -284,15 +286,20 @@ impl Engine {
         let (version, standing) = (&record.version, owner.standing());
         let is_stub = standing == Standing::Over && matches!(record.body, Body::Value(_));
         let expires = self.expires_at(record.residual, self.config.reap_interval, now);
-        let is_counted = || version.tombstone || !self.is_faded(&record.network, owner);
+        // Values fade with their owner and come back with it, so they have to be counted like the others of it, whatever
+        // the sender thought of the owner.
+        let is_counted = if version.tombstone {
+            !self.is_fading(record)
+        } else {
+            standing == Standing::Live || !self.is_faded(&record.network, owner)
+        };
         let write = Write {
             key: &record.key,
             version,
             owner,
             body: if is_stub { &Body::Stub } else { &record.body },
             expires,
-            counted: standing == Standing::Live && record.residual.is_none()
-                || !self.is_fading(record) && is_counted(),
+            counted: is_counted,
             expected,
             is_watched: self.watching,
         };
