@@ -7,6 +7,7 @@
 //! * [`ledger`] keeps what hosts have acknowledged and judges whether a cluster at rest still holds it.
 //! * [`service`] is what the test service `networkdb-test` answers beyond a diagnostic server.
 //! * [`hosts`] makes a machine look like many, joined by a network that can be broken.
+//! * [`scenario`] writes to clusters of such hosts while things go wrong, [`soak`] does so for hours.
 //! * [`mod@bench`] measures what the project promises.
 
 pub mod bench;
@@ -18,5 +19,7 @@ pub mod ledger;
 pub mod model;
 pub mod op;
 pub mod overlay;
+pub mod scenario;
 pub mod service;
 pub mod sim;
+pub mod soak;

@@ -13,6 +13,7 @@ use networkdb::{Key, NetworkId, TableName};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
+use testkit::e2e::process::note;
 use testkit::sim::{Conditions, Disk, Setup, Sim};
 
 const NODES: usize = 5;
@@ -247,7 +248,7 @@ fn soon_after_a_round_all_nodes_hold_the_same_and_suspect_nobody() {
     };
     for seed in seeds {
         match play(seed, &[]) {
-            Ok(longest) => println!("seed {seed}: {longest:?} at most"),
+            Ok(longest) => note(&format!("seed {seed}: all well within {longest:?}")),
             Err(late) => panic!("seed {seed}: {late:#?}"),
         }
     }

@@ -31,11 +31,16 @@ pub struct Reply {
 impl Connection {
     /// Connects to a server.
     pub fn open(addr: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&addr, SILENCE_MAX)
+        Self::open_within(addr, SILENCE_MAX)
+    }
+
+    /// Connects to a server that may not be silent for longer than this.
+    pub fn open_within(addr: SocketAddr, silence_max: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&addr, silence_max)
             .with_context(|| format!("connect to {addr}"))?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SILENCE_MAX))?;
-        stream.set_write_timeout(Some(SILENCE_MAX))?;
+        stream.set_read_timeout(Some(silence_max))?;
+        stream.set_write_timeout(Some(silence_max))?;
         let stream = BufReader::new(stream);
         Ok(Self { addr, stream })
     }

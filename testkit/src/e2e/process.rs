@@ -214,7 +214,7 @@ pub fn binary() -> Result<PathBuf> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = BINARY.get_or_init(|| match std::env::var_os("NETWORKDB_BIN") {
         Some(path) => Ok(path.into()),
-        None => built_binary("networkdb", "agent").map_err(|error| format!("{error:#}")),
+        None => built_binary("networkdb").map_err(|error| format!("{error:#}")),
     });
     found.clone().map_err(anyhow::Error::msg)
 }
@@ -224,13 +224,29 @@ pub fn testkit_binary() -> Result<PathBuf> {
     static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = BINARY.get_or_init(|| match std::env::current_exe() {
         Ok(path) if path.ends_with("testkit") => Ok(path),
-        _ => built_binary("testkit", "testkit").map_err(|error| format!("{error:#}")),
+        _ => built_binary("testkit").map_err(|error| format!("{error:#}")),
+    });
+    found.clone().map_err(anyhow::Error::msg)
+}
+
+/// Returns the path of `networkdb-test`: what `NETWORKDB_TEST_BIN` names, one beside this program, or as for [`binary`].
+pub fn networkdb_test_binary() -> Result<PathBuf> {
+    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("NETWORKDB_TEST_BIN") {
+            return Ok(path.into());
+        }
+        let beside = std::env::current_exe().map(|path| path.with_file_name("networkdb-test"));
+        match beside {
+            Ok(path) if path.exists() => Ok(path),
+            _ => built_binary("networkdb-test").map_err(|error| format!("{error:#}")),
+        }
     });
     found.clone().map_err(anyhow::Error::msg)
 }
 
 /// Finds a binary beside the running test; cargo puts that into `deps` of the same directory.
-fn built_binary(name: &str, package: &str) -> Result<PathBuf> {
+fn built_binary(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     let profile = test
         .ancestors()
@@ -244,7 +260,7 @@ fn built_binary(name: &str, package: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
-        .args(["build", "--quiet", "--package", package, "--bin", name])
+        .args(["build", "--quiet", "--bin", name])
         .arg("--target-dir")
         .arg(profile.parent().context("a profile has a directory")?)
         .current_dir(workspace);
@@ -252,10 +268,7 @@ fn built_binary(name: &str, package: &str) -> Result<PathBuf> {
         command.arg("--release");
     }
     let status = command.status().context("run cargo build")?;
-    ensure!(
-        status.success(),
-        "cargo build --package {package}: {status}"
-    );
+    ensure!(status.success(), "cargo build --bin {name}: {status}");
     Ok(path)
 }
 

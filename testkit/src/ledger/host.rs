@@ -1,35 +1,50 @@
-//! A host under test, asked over HTTP: writes that are recorded, and the views that are judged in the end.
+//! A host under test, asked over HTTP: writes that are recorded, and the view that is judged in the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use diagnostic::Client;
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use tokio::time::{sleep, timeout};
 
-use super::{Entry, Finding, Ledger, Outcome, View, Write, judge};
-use crate::e2e::http::encode;
+use super::{Entry, Outcome, View, Write};
+use crate::e2e::http::{Connection, Reply, encode};
 use crate::e2e::process::now;
 
 /// How long a host may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How often hosts are asked whether they agree.
-const POLL_PERIOD: Duration = Duration::from_millis(50);
+/// How a connection to a host is made.
+type Connect = dyn Fn() -> Result<Connection> + Send + Sync;
 
-/// How many findings an error tells.
-const FINDINGS_MAX: usize = 10;
-
-/// A host whose diagnostic server is asked. Cheap to clone.
-#[derive(Clone, Debug)]
+/// A host whose diagnostic server is asked, over one connection that is made again when it breaks.
 pub struct Host {
     /// Its number.
     pub host: usize,
-    client: Client,
+    connect: Arc<Connect>,
+    connection: Option<Connection>,
 }
 
-/// What to do with an entry; values are text without a need for quoting.
+impl fmt::Debug for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Host")
+            .field("host", &self.host)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Clone for Host {
+    fn clone(&self) -> Self {
+        Self {
+            host: self.host,
+            connect: Arc::clone(&self.connect),
+            connection: None,
+        }
+    }
+}
+
+/// What to do with an entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Change<'a> {
     /// Creates it with a value.
@@ -40,21 +55,37 @@ pub enum Change<'a> {
     Delete,
 }
 
+/// What came of asking for a change.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Written {
+    /// It is to be recorded: the host has confirmed it, or has not answered, so that it may have been done.
+    Done(Write),
+    /// The host has refused, and nothing was changed.
+    Refused(String),
+    /// The host was not reached, and nothing was changed.
+    Unreachable,
+}
+
 impl Host {
-    /// A host by its number and where its diagnostic server listens.
-    pub fn new(host: usize, ip: &str, port: u16) -> Self {
-        let client = Client::new(ip, port);
-        Self { host, client }
+    /// A host by its number and the way to it.
+    pub fn new(
+        host: usize,
+        connect: impl Fn() -> Result<Connection> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            host,
+            connect: Arc::new(connect),
+            connection: None,
+        }
     }
 
-    /// Writes an entry, and returns what to record: nothing when the host has refused. A request without an answer
-    /// may have been done, so its outcome is unknown, even when the host was not reached.
-    pub async fn write(
-        &self,
+    /// Writes an entry.
+    pub fn write(
+        &mut self,
         network: &str,
         (table, key): (&str, &str),
         change: Change<'_>,
-    ) -> Option<Write> {
+    ) -> Written {
         let (action, value) = match change {
             Change::Create(value) => ("createentry", Some(value)),
             Change::Update(value) => ("updateentry", Some(value)),
@@ -67,16 +98,20 @@ impl Host {
             encode(key),
             value.map_or_else(String::new, |value| format!("&value={}", encode(value)))
         );
-        let outcome = match timeout(PATIENCE, self.client.get(&target)).await {
-            Ok(Ok(answer)) if answer.text().lines().next() == Some("OK") => Outcome::Acknowledged,
-            Ok(Ok(_)) => return None,
-            Ok(Err(_)) | Err(_) => Outcome::Unknown,
+        if self.ensure_connected().is_err() {
+            return Written::Unreachable;
+        }
+        let outcome = match self.request(&target) {
+            Ok(reply) if reply.body.lines().next() == Some("OK") => Outcome::Acknowledged,
+            Ok(reply) => return Written::Refused(reply.body),
+            Err(_) => Outcome::Unknown,
         };
-        Some(Write {
+        Written::Done(Write {
             host: self.host,
             table: table.into(),
             key: key.into(),
             value: value.map(Into::into),
+            at: now(),
             outcome,
         })
     }
@@ -85,28 +120,52 @@ impl Host {
     ///
     /// # Errors
     /// When the host does not answer in time, or not as the API says.
-    pub async fn view(&self, network: &str) -> Result<View> {
+    pub fn view(&mut self, network: &str) -> Result<View> {
         let network = format!("/v1/networks/{}", encode(network));
         let mut tables = BTreeMap::new();
-        for table in list(&self.ask(&format!("{network}/tables")).await?, "tables")? {
+        for table in list(&self.ask(&format!("{network}/tables"))?, "tables")? {
             let table = text(table, "table")?;
-            tables.insert(table.clone(), self.entries(&network, &table).await?);
+            tables.insert(table.clone(), self.entries(&network, &table)?);
         }
         Ok(View {
             host: self.host,
-            node: text(&self.ask("/v1/node").await?, "id")?,
-            members: ids(&self.ask("/v1/members").await?, "members")?,
-            peers: ids(&self.ask(&format!("{network}/peers")).await?, "peers")?,
-            digest: text(&self.ask(&format!("{network}/digest")).await?, "digest")?,
+            node: text(&self.ask("/v1/node")?, "id")?,
+            members: alive(&self.ask("/v1/members")?)?,
+            peers: ids(&self.ask(&format!("{network}/peers"))?, "peers")?,
+            digest: text(&self.ask(&format!("{network}/digest"))?, "digest")?,
             tables,
         })
     }
 
+    /// Asks for a document.
+    ///
+    /// # Errors
+    /// When the host does not answer in time, or with another status than 200.
+    pub fn ask(&mut self, target: &str) -> Result<Value> {
+        let reply = self.get(target)?;
+        serde_json::from_str(&reply.body).with_context(|| format!("host {}: {target}", self.host))
+    }
+
+    /// Asks for a text.
+    ///
+    /// # Errors
+    /// When the host does not answer in time, or with another status than 200.
+    pub fn get(&mut self, target: &str) -> Result<Reply> {
+        let who = format!("host {}: {target}", self.host);
+        // A question that is asked twice changes nothing.
+        let reply = self
+            .request(target)
+            .or_else(|_| self.request(target))
+            .with_context(|| who.clone())?;
+        ensure!(reply.status == 200, "{who}: {}", reply.body);
+        Ok(reply)
+    }
+
     /// Reads all entries of a table, page by page.
-    async fn entries(&self, network: &str, table: &str) -> Result<BTreeMap<String, Entry>> {
+    fn entries(&mut self, network: &str, table: &str) -> Result<BTreeMap<String, Entry>> {
         let target = format!("{network}/tables/{}/entries?limit=500", encode(table));
         let mut entries = BTreeMap::new();
-        let mut page = self.ask(&target).await?;
+        let mut page = self.ask(&target)?;
         loop {
             for entry in list(&page, "entries")? {
                 let (value, owner) = (text(entry, "value")?, text(entry, "owner")?);
@@ -116,69 +175,33 @@ impl Host {
             let Some(next) = page["next"].as_str() else {
                 return Ok(entries);
             };
-            page = self
-                .ask(&format!("{target}&cursor={}", encode(next)))
-                .await?;
+            page = self.ask(&format!("{target}&cursor={}", encode(next)))?;
         }
     }
 
-    /// Asks for a document.
-    async fn ask(&self, target: &str) -> Result<Value> {
-        let who = || format!("host {}: {target}", self.host);
-        let answer = timeout(PATIENCE, self.client.get(target)).await;
-        let answer = answer.with_context(who)?.with_context(who)?;
-        ensure!(answer.status == 200, "{}: {}", who(), answer.text());
-        serde_json::from_slice(&answer.body).with_context(who)
-    }
-}
-
-/// Waits until all live hosts, all of them attached to the network, agree and hold what was acknowledged. Returns how
-/// long that took.
-///
-/// # Errors
-/// When the deadline passes: what is still wrong, by host, table and key.
-pub async fn converged(
-    ledger: &Ledger,
-    hosts: &[Host],
-    network: &str,
-    deadline: Duration,
-) -> Result<Duration> {
-    ensure!(!hosts.is_empty(), "there is no host to ask");
-    let start: Instant = now();
-    loop {
-        let problem = match views(hosts, network).await {
-            Ok(views) => told(&judge(ledger, &views)),
-            Err(error) => Some(format!("{error:#}")),
-        };
-        let elapsed = now() - start;
-        let Some(problem) = problem else {
-            return Ok(elapsed);
-        };
-        if elapsed > deadline {
-            bail!("network {network} has not converged within {deadline:?}: {problem}");
+    /// Connects unless that was done. A kept connection may have been closed meanwhile, which cannot be told from a host that
+    /// dies while it is asked.
+    fn ensure_connected(&mut self) -> Result<()> {
+        if self.connection.is_none() {
+            self.connection = Some((self.connect)()?);
         }
-        sleep(POLL_PERIOD).await;
+        Ok(())
     }
-}
 
-/// Asks all hosts for their views.
-async fn views(hosts: &[Host], network: &str) -> Result<Vec<View>> {
-    let mut views = Vec::new();
-    for host in hosts {
-        views.push(host.view(network).await?);
+    /// Sends a request, over a new connection if there is none, and drops the connection unless it can be used again.
+    fn request(&mut self, target: &str) -> Result<Reply> {
+        self.ensure_connected()?;
+        let connection = self.connection.as_mut().context("it was just made")?;
+        let reply = connection.get(target);
+        let is_last = |line: &String| line.eq_ignore_ascii_case("connection: close");
+        if reply
+            .as_ref()
+            .map_or(true, |reply| reply.headers.iter().any(is_last))
+        {
+            self.connection = None;
+        }
+        reply
     }
-    Ok(views)
-}
-
-/// Returns the first findings as text, or nothing when there is none.
-fn told(findings: &[Finding]) -> Option<String> {
-    let lines: Vec<_> = findings
-        .iter()
-        .take(FINDINGS_MAX)
-        .map(ToString::to_string)
-        .collect();
-    let count = findings.len();
-    (count > 0).then(|| format!("{count} findings\n{}", lines.join("\n")))
 }
 
 /// Returns a list of a document.
@@ -194,10 +217,16 @@ fn text(document: &Value, name: &str) -> Result<String> {
     text.with_context(|| format!("no text {name} in {document}"))
 }
 
-/// Returns the ids of nodes; members that are not alive are left out.
+/// Returns the ids of nodes.
 fn ids(document: &Value, name: &str) -> Result<BTreeSet<String>> {
     let all = list(document, name)?.iter();
-    let alive = all.filter(|it| it["state"].as_str().is_none_or(|state| state == "alive"));
+    all.map(|it| text(it, "id")).collect()
+}
+
+/// Returns the ids of the members that are alive; one that is suspected is not.
+fn alive(document: &Value) -> Result<BTreeSet<String>> {
+    let all = list(document, "members")?.iter();
+    let alive = all.filter(|it| it["state"] == "alive");
     alive.map(|it| text(it, "id")).collect()
 }
 
@@ -215,11 +244,21 @@ mod tests {
     #[test]
     fn only_members_that_are_alive_count_and_peers_have_no_state() {
         let document = serde_json::json!({
-            "members": [{"id": "a", "state": "alive"}, {"id": "b", "state": "down"}],
+            "members": [
+                {"id": "a", "state": "alive"}, {"id": "b", "state": "down"}, {"id": "c", "state": "suspect"},
+            ],
             "peers": [{"id": "a"}, {"id": "b"}],
         });
-        assert_eq!(ids(&document, "members").unwrap().len(), 1);
+        assert_eq!(alive(&document).unwrap().len(), 1);
         assert_eq!(ids(&document, "peers").unwrap().len(), 2);
         assert!(ids(&document, "nodes").is_err());
+    }
+
+    #[test]
+    fn a_host_that_is_not_reached_has_changed_nothing() {
+        let mut host = Host::new(1, || anyhow::bail!("no way"));
+        let written = host.write("net", ("t", "k"), Change::Delete);
+        assert_eq!(written, Written::Unreachable);
+        assert!(host.ask("/v1/node").is_err());
     }
 }

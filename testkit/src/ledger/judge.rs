@@ -32,11 +32,20 @@ impl Display for Finding {
 /// know exactly each other, show no orphan, and hold what was acknowledged. Give every live host: members and peers
 /// are compared with the views' nodes.
 pub fn judge(ledger: &Ledger, views: &[View]) -> Vec<Finding> {
+    let mut findings = differences(views);
+    for view in views {
+        entries(ledger, view, &mut findings);
+    }
+    findings
+}
+
+/// The same without what was acknowledged: what the hosts themselves show to be wrong.
+pub fn differences(views: &[View]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let nodes: BTreeSet<String> = views.iter().map(|view| view.node.clone()).collect();
     for view in views {
         whole(view, &views[0], &nodes, &mut findings);
-        entries(ledger, view, &mut findings);
+        orphans(view, &mut findings);
     }
     findings
 }
@@ -75,7 +84,24 @@ fn whole(view: &View, first: &View, nodes: &BTreeSet<String>, findings: &mut Vec
     }
 }
 
-/// Checks a host's entries for orphans and against the ledger.
+/// Looks for entries of nodes that are none of the network.
+fn orphans(view: &View, findings: &mut Vec<Finding>) {
+    for (table, entries) in &view.tables {
+        for (key, entry) in entries
+            .iter()
+            .filter(|(_, it)| !view.peers.contains(&it.owner))
+        {
+            findings.push(Finding {
+                host: view.host,
+                place: Some((table.clone(), key.clone())),
+                expected: "an owner among the peers".into(),
+                found: entry.owner.clone(),
+            });
+        }
+    }
+}
+
+/// Checks a host's entries against the ledger.
 fn entries(ledger: &Ledger, view: &View, findings: &mut Vec<Finding>) {
     let allowed = ledger.allowed();
     let mut all = places(view);
@@ -87,7 +113,6 @@ fn entries(ledger: &Ledger, view: &View, findings: &mut Vec<Finding>) {
     for (table, key) in all {
         let entry = view.tables.get(&table).and_then(|it| it.get(&key));
         let value = entry.map(|it| it.value.as_str());
-        let orphan = entry.filter(|it| !view.peers.contains(&it.owner));
         let values = allowed.get(&(table.as_str(), key.as_str()));
         let mut add = |expected, found| {
             findings.push(Finding {
@@ -101,9 +126,6 @@ fn entries(ledger: &Ledger, view: &View, findings: &mut Vec<Finding>) {
             Some(values) if values.contains(&value) => {}
             Some(values) => add(format!("one of {values:?}"), format!("{value:?}")),
             None => add("nothing, as nobody wrote it".into(), format!("{value:?}")),
-        }
-        if let Some(orphan) = orphan {
-            add("an owner among the peers".into(), orphan.owner.clone());
         }
     }
 }
@@ -121,6 +143,7 @@ fn places(view: &View) -> BTreeSet<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::e2e::process::now;
     use crate::ledger::{Entry, Outcome, Write};
 
     fn ledger(writes: &[(usize, &str, Option<&str>, Outcome)]) -> Ledger {
@@ -131,6 +154,7 @@ mod tests {
                 table: "t".into(),
                 key: (*key).into(),
                 value: value.map(Into::into),
+                at: now(),
                 outcome: *outcome,
             });
         }
@@ -193,7 +217,7 @@ mod tests {
         let ledger = ledger(&[(3, "a", Some("1"), Unknown)]);
         let findings = judge(&ledger, &views(&[("a", "1", "n3")]));
         assert_eq!(findings.len(), 2);
-        assert_eq!(findings[1].found, "n3");
+        assert_eq!(findings[0].found, "n3");
     }
 
     #[test]
@@ -212,12 +236,52 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_acknowledged_lately_is_doubted() {
+        let mut ledger = ledger(&[(1, "a", Some("1"), Acknowledged)]);
+        let since = now();
+        let last = |value: Option<&str>| Write {
+            host: 1,
+            table: "t".into(),
+            key: "a".into(),
+            value: value.map(Into::into),
+            at: since,
+            outcome: Acknowledged,
+        };
+        ledger.record(last(Some("2")));
+        ledger.doubt(1, Some(since));
+        // This one was acknowledged before the host died, and is recorded late.
+        ledger.record(last(Some("3")));
+        for value in ["1", "2", "3"] {
+            assert_eq!(judge(&ledger, &views(&[("a", value, "n1")])), [], "{value}");
+        }
+        assert_eq!(judge(&ledger, &views(&[])).len(), 2);
+    }
+
+    #[test]
+    fn compaction_changes_nothing_that_is_allowed() {
+        let mut written = ledger(&[
+            (1, "a", Some("1"), Acknowledged),
+            (1, "a", Some("2"), Unknown),
+            (1, "a", Some("3"), Acknowledged),
+            (2, "a", Some("4"), Acknowledged),
+        ]);
+        let before = written.clone();
+        written.compact();
+        assert_eq!(written.acknowledged(), 2);
+        for ledger in [&before, &written] {
+            for (value, wrong) in [("1", 2), ("2", 0), ("3", 0), ("4", 0)] {
+                assert_eq!(judge(ledger, &views(&[("a", value, "n1")])).len(), wrong);
+            }
+        }
+    }
+
+    #[test]
     fn unknown_outcomes_conflicts_and_lost_hosts_allow_either() {
         let mut unknown = ledger(&[(1, "a", Some("1"), Acknowledged), (1, "a", None, Unknown)]);
         assert_eq!(judge(&unknown, &views(&[("a", "1", "n1")])), []);
         assert_eq!(judge(&unknown, &views(&[])), []);
         assert_eq!(judge(&unknown, &views(&[("a", "2", "n1")])).len(), 2);
-        unknown.doubt(1);
+        unknown.doubt(1, None);
         assert_eq!(unknown.acknowledged(), 0);
         let conflict = ledger(&[
             (1, "a", Some("1"), Acknowledged),

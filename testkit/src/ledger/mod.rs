@@ -1,22 +1,25 @@
 //! What hosts have acknowledged, and whether a cluster at rest still holds it.
 //!
 //! A [`Ledger`] keeps every write with its outcome; [`judge()`] compares it with a [`View`] of each host. Neither does
-//! I/O, so that made-up histories test them; a [`Host`] does, and [`converged`] waits for hosts to agree.
+//! I/O, so that made-up histories test them; a [`Host`] does.
 
 mod host;
 mod judge;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
-pub use host::{Change, Host, converged};
-pub use judge::{Finding, judge};
+pub use host::{Change, Host, PATIENCE, Written};
+pub use judge::{Finding, differences, judge};
+
+use crate::e2e::process::now;
 
 /// What came of a write.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
     /// The host has confirmed it.
     Acknowledged,
-    /// No answer came: it may have happened, may yet happen, or not. A writer should leave such a key alone.
+    /// No answer came, or the host has died or left since: it may be found or not.
     Unknown,
 }
 
@@ -31,6 +34,8 @@ pub struct Write {
     pub key: String,
     /// The value, or nothing when the entry was deleted.
     pub value: Option<String>,
+    /// When the answer came, or was not waited for any longer.
+    pub at: Instant,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -39,6 +44,8 @@ pub struct Write {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     writes: Vec<Write>,
+    /// Until when what hosts promised was taken back.
+    doubted: BTreeMap<usize, Instant>,
 }
 
 /// An entry as a host shows it.
@@ -68,17 +75,43 @@ pub struct View {
 }
 
 impl Ledger {
-    /// Adds a write.
-    pub fn record(&mut self, write: Write) {
+    /// Adds a write. One of a time that has been doubted meanwhile is doubted too.
+    pub fn record(&mut self, mut write: Write) {
+        let doubted = self.doubted.get(&write.host);
+        if doubted.is_some_and(|until| write.at <= *until) {
+            write.outcome = Outcome::Unknown;
+        }
         self.writes.push(write);
     }
 
-    /// Takes back what a host has promised so far: it has left, died, or lost its state. Its writes may then be found
-    /// or not.
-    pub fn doubt(&mut self, host: usize) {
-        for write in self.writes.iter_mut().filter(|it| it.host == host) {
+    /// Takes back what a host has promised since some time, or ever: it has died, or has left, or lost its state. Such writes
+    /// may be found or not.
+    pub fn doubt(&mut self, host: usize, since: Option<Instant>) {
+        let is_meant =
+            |it: &&mut Write| it.host == host && since.is_none_or(|since| it.at >= since);
+        for write in self.writes.iter_mut().filter(is_meant) {
             write.outcome = Outcome::Unknown;
         }
+        self.doubted.insert(host, now());
+    }
+
+    /// Forgets what is superseded: of each host and key the writes before the last acknowledged one. What is allowed stays
+    /// the same, so long as nothing older is doubted later.
+    pub fn compact(&mut self) {
+        let mut last = BTreeMap::new();
+        for (at, write) in self.writes.iter().enumerate() {
+            if write.outcome == Outcome::Acknowledged {
+                last.insert((write.host, write.table.clone(), write.key.clone()), at);
+            }
+        }
+        let mut at = 0;
+        self.writes.retain(|write| {
+            let name = (write.host, write.table.clone(), write.key.clone());
+            let is_superseded = write.outcome == Outcome::Acknowledged
+                && last.get(&name).is_some_and(|last| at < *last);
+            at += 1;
+            !is_superseded
+        });
     }
 
     /// Returns how many writes are acknowledged and not taken back.

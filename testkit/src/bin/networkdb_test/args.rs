@@ -43,6 +43,9 @@ pub(crate) struct ServerArgs {
     /// Port of the gossip sockets; 0 for a free one
     #[arg(long, value_name = "PORT", default_value_t = GOSSIP_PORT)]
     pub(crate) bind_port: u16,
+    /// Directory that keeps the node's state, so that it resumes after a crash instead of coming back as a new one
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, clap::Args)]

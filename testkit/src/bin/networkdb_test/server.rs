@@ -41,6 +41,7 @@ pub(crate) async fn run(args: ServerArgs, log: Logger) -> Result<()> {
         hostname: task,
         bind: SocketAddr::new(ip, args.bind_port),
         insecure_gossip: true,
+        state_dir: args.state_dir,
         ..NodeConfig::default()
     };
     // The text says everything that the sources would say again.

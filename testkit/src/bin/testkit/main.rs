@@ -1,6 +1,7 @@
 //! `testkit`: what the project is tested with, for people.
 
 mod hosts;
+mod soak;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -19,12 +20,17 @@ enum Bed {
     /// Many hosts on this machine, as network namespaces joined by a bridge, and faults between them.
     #[command(subcommand)]
     Hosts(hosts::Command),
+    /// Writes to hosts on this machine while things go wrong at random, and judges what they hold.
+    ///
+    /// Prints a line a minute; exits with 1 when hosts do not come to agree, or have lost what they had acknowledged.
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
     let Args { bed } = Args::parse();
     let outcome = match bed {
         Bed::Hosts(command) => hosts::run(command),
+        Bed::Soak(args) => soak::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
