@@ -114,6 +114,25 @@ impl Engine {
         }
     }
 
+    /// Forgets when a tombstone fades and expires that has been overwritten; keys that are deleted again and again would
+    /// else pile up for as long as tombstones are kept.
+    pub(crate) fn forget_expiry(
+        &mut self,
+        network: &NetworkId,
+        table: &TableName,
+        key: &Key,
+        expires: u64,
+    ) {
+        let fades = expires.saturating_sub(sixth(self.config.reap_interval));
+        if let Some(local) = self.networks.get_mut(network) {
+            let (table, key) = (table.clone(), key.clone());
+            local
+                .fading
+                .remove(&(fades, expires, table.clone(), key.clone()));
+            local.expiries.remove(&(expires, table, key));
+        }
+    }
+
     /// A live record met what beats it: if that has faded, it is renewed and sent back.
     pub(crate) fn renew(&mut self, met: &TableRecord, now: Instant) {
         let is_live = matches!(met.body, Body::Value(_)) && met.residual.is_none();

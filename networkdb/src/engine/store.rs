@@ -310,6 +310,9 @@ impl Engine {
             {
                 local.entries += 1;
             }
+            if let Some(before) = change.expiry_before {
+                self.forget_expiry(&record.network, &record.table, &record.key, before);
+            }
             if version.tombstone {
                 self.note_expiry(&record.network, &record.table, &record.key, expires);
             }

@@ -148,6 +148,8 @@ pub(crate) struct Change {
     pub owner_before: Option<NodeId>,
     /// There was no record at all before.
     pub is_new_key: bool,
+    /// When the tombstone would have expired that was there before.
+    pub expiry_before: Option<u64>,
 }
 
 /// What a reader finds under a key.
@@ -435,6 +437,9 @@ impl Table {
         let slot = new_slot(hash, write);
         let mut change = Change {
             is_new_key: found.is_none(),
+            expiry_before: held
+                .filter(|held| held.kind == Kind::Tombstone)
+                .map(expires_of),
             ..Change::default()
         };
         if write.is_watched {

@@ -57,3 +57,24 @@ fn conditional_writes_take_the_place_of_the_versions_they_name_and_of_no_other()
     let gone = engine.perform(update("e", &[deleted.version.tag()]), now);
     assert!(matches!(gone, Err(WriteError::Missing { .. })));
 }
+
+#[test]
+fn a_key_that_is_deleted_again_and_again_is_remembered_once() {
+    let (mut engine, now) = engine();
+    engine.join_network(&network(), now).unwrap();
+    for round in 0..100 {
+        let now = now + Duration::from_secs(round);
+        engine
+            .perform(write(WriteAction::Put(value("a"))), now)
+            .unwrap();
+        let (table, key) = place("k");
+        engine.delete_entry(&network(), &table, &key, now).unwrap();
+    }
+    let local = &engine.networks[&network()];
+    assert_eq!((local.expiries.len(), local.fading.len()), (1, 1));
+    engine
+        .perform(write(WriteAction::Put(value("b"))), now)
+        .unwrap();
+    let local = &engine.networks[&network()];
+    assert_eq!((local.expiries.len(), local.fading.len()), (0, 0));
+}
