@@ -91,8 +91,9 @@ fn every_command_does_its_work_on_three_servers() -> Result<()> {
     service.fails("fail", &[], "error error error")?;
     let mut asleep = service.client("debug", &[])?;
     asleep.logged("Starting with arguments", 1)?;
-    asleep.signal(Signal::KILL)?;
-    ensure!(asleep.exit_code()?.is_none());
+    asleep.signal(Signal::TERM)?;
+    asleep.logged("ended by SIGTERM", 1)?;
+    ensure!(asleep.exit_code()? == Some(1));
     service.stop()
 }
 

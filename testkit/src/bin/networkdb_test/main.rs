@@ -22,6 +22,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use diagnostic::logfmt::Logger;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Args, Mode};
 
@@ -51,8 +52,19 @@ fn run(args: Args, log: Logger) -> Result<()> {
                 .enable_all()
                 .build()
                 .context("cannot start the runtime")?;
-            block_on(runtime, client::run(&args, &log))
+            block_on(runtime, until_ended(client::run(&args, &log)))
         }
+    }
+}
+
+/// Ends the client by SIGINT and SIGTERM, also as the first process of a container, for which the system does nothing then.
+async fn until_ended(client: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to signals")?;
+    tokio::select! {
+        done = client => done,
+        _ = terminate.recv() => Err(anyhow!("ended by SIGTERM")),
+        _ = interrupt.recv() => Err(anyhow!("ended by SIGINT")),
     }
 }
 

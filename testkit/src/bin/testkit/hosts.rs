@@ -1,6 +1,5 @@
 //! `testkit hosts`: makes hosts that stay until they are taken down, and breaks the network between them.
 
-use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::thread;
@@ -11,6 +10,8 @@ use clap::Subcommand;
 use testkit::hosts::fault::{Request, parse_groups};
 use testkit::hosts::state::{ProcessId, State};
 use testkit::hosts::{self, Clocks, Hosts, Options, Program, relay};
+
+use super::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Up {
@@ -161,10 +162,6 @@ pub(crate) fn run(command: Command) -> Result<()> {
             hosts::flap(&socket, &table, &groups, rhythm, || say("ready"))
         }
     }
-}
-
-fn say(text: &str) -> Result<()> {
-    Ok(writeln!(io::stdout(), "{text}")?)
 }
 
 fn make(up: &Up) -> Result<()> {

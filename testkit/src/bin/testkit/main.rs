@@ -1,5 +1,6 @@
 //! `testkit`: what the project is tested with, for people.
 
+mod containers;
 mod hosts;
 mod soak;
 
@@ -24,6 +25,10 @@ enum Bed {
     ///
     /// Prints a line a minute; exits with 1 when hosts do not come to agree, or have lost what they had acknowledged.
     Soak(soak::Args),
+    /// Builds the images, and runs three servers of the test service and their client as containers.
+    ///
+    /// Needs a docker daemon, and no registry. What it makes bears its process id, and is removed in the end.
+    Containers(containers::Args),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +36,7 @@ fn main() -> ExitCode {
     let outcome = match bed {
         Bed::Hosts(command) => hosts::run(command),
         Bed::Soak(args) => soak::run(args),
+        Bed::Containers(args) => containers::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -40,4 +46,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line on stdout.
+fn say(line: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(Into::into)
 }
