@@ -1,9 +1,11 @@
-//! The servers that are asked: a node's, a bare one of the same library, and a bare one that hands each request on.
+//! The servers that are asked: a node's, a bare one of the same library, one that hands each request on to a task, and one
+//! that makes the node's write for each request and nothing else.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, body::Incoming};
 use hyper_util::rt::TokioIo;
 use networkdb::node::NetworkDb;
-use networkdb::{NetworkId, TableName};
+use networkdb::{Key, NetworkId, TableName};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -86,16 +88,41 @@ fn thread_time() -> Duration {
 /// A node alone with its diagnostic server.
 pub(super) fn node(runtime: &Runtime) -> Result<SocketAddr> {
     runtime.block_on(async {
-        let node = NetworkDb::start(cluster::on_loopback()).await?;
-        let (network, table) = (NetworkId::new(NETWORK)?, TableName::new(TABLE)?);
-        node.join_network(&network).await?;
-        let mut load = Load::new(16);
-        for _ in 0..ENTRIES {
-            let (key, value) = load.entry();
-            node.create_entry(&network, &table, &key, value).await?;
-        }
+        let (node, _, _) = filled().await?;
         let server = Server::bind(([127, 0, 0, 1], 0).into()).await?;
         Ok(server.serve(node).local_addr())
+    })
+}
+
+/// A node with some entries, and where they are.
+async fn filled() -> Result<(NetworkDb, NetworkId, TableName)> {
+    let node = NetworkDb::start(cluster::on_loopback()).await?;
+    let (network, table) = (NetworkId::new(NETWORK)?, TableName::new(TABLE)?);
+    node.join_network(&network).await?;
+    let mut load = Load::new(16);
+    for _ in 0..ENTRIES {
+        let (key, value) = load.entry();
+        node.create_entry(&network, &table, &key, value).await?;
+    }
+    Ok((node, network, table))
+}
+
+/// Creates an entry for each request, of the size that the node is asked for, without a look at the request: what a server
+/// costs at least that makes this write.
+pub(super) fn writing(runtime: &Runtime) -> Result<SocketAddr> {
+    let (node, network, table) = runtime.block_on(filled())?;
+    let value = Bytes::from_static(&[b'v'; 64]);
+    let count = Arc::new(AtomicU64::new(0));
+    listen(runtime, move || {
+        let (node, network, table) = (node.clone(), network.clone(), table.clone());
+        let (value, number) = (value.clone(), count.fetch_add(1, Ordering::Relaxed));
+        async move {
+            let key = Key::new(format!("w{number:024}")).expect("a valid key");
+            match node.create_entry(&network, &table, &key, value).await {
+                Ok(()) => "OK\n",
+                Err(_) => "refused\n",
+            }
+        }
     })
 }
 
