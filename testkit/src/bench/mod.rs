@@ -12,6 +12,7 @@
 //! | `http` | the diagnostic server |
 //! | `detect` | death and partition |
 //! | `fdb` | the rows of an overlay network's peers in the kernel; needs root |
+//! | `datapath` | from a record on one host to the kernel of another; needs root |
 //! | `processes` | some of these rows over real processes |
 //! | `peers` | chitchat through the same rows (feature `peers`) |
 //! | `scale` | large clusters, in the simulator |
@@ -25,6 +26,7 @@ use anyhow::Result;
 
 mod bulk;
 mod cluster;
+mod datapath;
 mod detect;
 mod fdb;
 pub mod figure;
@@ -163,6 +165,11 @@ pub const ROWS: &[Row] = &[
         name: "fdb",
         about: "10 k and 100 k peers of an overlay network into the kernel; needs root",
         run: fdb::run,
+    },
+    Row {
+        name: "datapath",
+        about: "a record on one host until it is in the kernel of another; needs root",
+        run: datapath::run,
     },
     Row {
         name: "scale",
