@@ -270,6 +270,9 @@ pub(crate) struct AgentArgs {
     /// UDP port of all VXLAN devices, the same on all hosts [default: 4789]
     #[arg(long, value_name = "PORT")]
     pub(crate) data_path_port: Option<NonZeroU16>,
+    /// Whether the ways to other hosts are probed through the tunnels, which takes CAP_NET_RAW [default: on]
+    #[arg(long)]
+    pub(crate) data_path_probe: Option<Switch>,
     /// How long rows are kept when hosts fail together and the gossip is suspected, in seconds [default: 60]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) data_path_hold: Option<u32>,
@@ -376,6 +379,7 @@ impl AgentArgs {
             data_path_port: self.data_path_port.or(file.data_path_port),
             data_path_hold: self.data_path_hold.or(file.data_path_hold),
             data_path_dir: self.data_path_dir.or(file.data_path_dir),
+            data_path_probe: self.data_path_probe.or(file.data_path_probe),
             compat: self.compat.or(file.compat),
             overlay_networks: file.overlay_networks,
             log_level: self.log_level.or(file.log_level),

@@ -48,6 +48,7 @@ pub(crate) struct Shown {
     data_path_port: Option<NonZeroU16>,
     data_path_hold: Option<u32>,
     data_path_dir: Option<PathBuf>,
+    data_path_probe: Option<Switch>,
     compat: Option<Compat>,
     overlay_networks: BTreeMap<NetworkId, NetworkConfig>,
     #[serde(flatten)]
@@ -99,6 +100,7 @@ impl Shown {
             data_path_port: args.data_path_port,
             data_path_hold: args.data_path_hold,
             data_path_dir: args.data_path_dir.clone(),
+            data_path_probe: args.data_path_probe,
             compat: args.compat,
             overlay_networks: args.overlay_networks.clone(),
             diagnostic: ShownDiagnostic {

@@ -44,6 +44,8 @@ pub struct Underlay {
     pub port: u16,
     /// How the devices treat what they do not know.
     pub flavour: Flavour,
+    /// Whether rows lead to the bridges of other hosts, for probes.
+    pub probes: bool,
 }
 
 /// A record with what decides between it and others.
@@ -207,6 +209,10 @@ pub struct Overlay {
     /// How many usable records of other hosts there are, by the host and by the node that wrote them.
     vteps: BTreeMap<IpAddr, usize>,
     owners: BTreeMap<NodeId, usize>,
+    /// How many usable records of this host there are.
+    local: usize,
+    /// The bridges of those hosts, to which probes go.
+    bridges: BTreeMap<Place, IpAddr>,
     desired: Desired,
 }
 
@@ -223,6 +229,8 @@ impl Overlay {
             contested: BTreeSet::new(),
             vteps: BTreeMap::new(),
             owners: BTreeMap::new(),
+            local: 0,
+            bridges: BTreeMap::new(),
         })
     }
 
@@ -247,7 +255,7 @@ impl Overlay {
         self.claims.insert(key.clone(), claim);
         match placed {
             Ok((record, vni)) => {
-                self.count(&record, &key, true);
+                touched.extend(self.count(&record, &key, true));
                 for place in places(vni, &record) {
                     self.contend(place, &key);
                     touched.insert(place);
@@ -272,7 +280,7 @@ impl Overlay {
         let placed = self.claims.get(key).map(|claim| self.placed(claim));
         let mut touched = BTreeSet::new();
         if let Some(Ok((record, vni))) = placed {
-            self.count(&record, key, false);
+            touched.extend(self.count(&record, key, false));
             for place in places(vni, &record) {
                 self.yield_place(place, key);
                 touched.insert(place);
@@ -347,13 +355,62 @@ impl Overlay {
         }
     }
 
-    fn count(&mut self, record: &PeerRecord, key: &Key, is_there: bool) {
-        if let Some(claim) = self.claims.get(key)
-            && record.vtep != self.underlay.local
-        {
-            tally(&mut self.vteps, &record.vtep, is_there);
-            tally(&mut self.owners, &claim.owner, is_there);
+    /// Counts a record for its host and its owner. Returns the place that leads to the host's bridge when it is the first
+    /// or the last one.
+    fn count(&mut self, record: &PeerRecord, key: &Key, is_there: bool) -> Option<Place> {
+        let (owner, vtep) = (self.claims.get(key)?.owner.clone(), record.vtep);
+        if vtep == self.underlay.local {
+            self.local = if is_there {
+                self.local + 1
+            } else {
+                self.local - 1
+            };
+            return None;
         }
+        let before = self.vteps.contains_key(&vtep);
+        tally(&mut self.vteps, &vtep, is_there);
+        tally(&mut self.owners, &owner, is_there);
+        let after = self.vteps.contains_key(&vtep);
+        let vni = self.probed().filter(|_| self.underlay.probes)?;
+        let place = Place::Fdb(vni, Mac::of_bridge(vni, vtep));
+        match (before, after) {
+            (false, true) => drop(self.bridges.insert(place, vtep)),
+            (true, false) => drop(self.bridges.remove(&place)),
+            (false, false) | (true, true) => return None,
+        }
+        Some(place)
+    }
+
+    /// Returns the segment that probes go through: one is enough, as all go the same way.
+    #[must_use]
+    pub fn probed(&self) -> Option<Vni> {
+        self.desired.segments.keys().next().copied()
+    }
+
+    /// Returns the key and the owner of the record that counts for a place; none when none claims it.
+    #[must_use]
+    pub fn winner(&self, place: Place) -> Option<(&Key, &NodeId)> {
+        let key = match self.contenders.get(&place)? {
+            Contenders::One(key) => key,
+            Contenders::Many(rivals) => &rivals.stakes.keys().next_back()?.1,
+        };
+        Some((key, &self.claims.get(key)?.owner))
+    }
+
+    /// How many rows of a segment lead to bridges of other hosts and to no endpoint.
+    #[must_use]
+    pub fn bridges(&self, vni: Vni) -> usize {
+        let leads_there = |place: &&Place| match place {
+            Place::Fdb(of, _) => *of == vni && !self.contenders.contains_key(place),
+            Place::Neighbour(..) => false,
+        };
+        self.bridges.keys().filter(leads_there).count()
+    }
+
+    /// Whether this host has endpoints, so that other hosts know the way back.
+    #[must_use]
+    pub fn has_local(&self) -> bool {
+        self.local > 0
     }
 
     /// Sets what a place should hold; returns true when it held something else.
@@ -370,7 +427,8 @@ impl Overlay {
             }
         };
         let remote = winner.filter(|stake| !stake.is_local);
-        let held = remote.map(|stake| stake.held);
+        let bridge = || self.bridges.get(&place).copied().map(Held::Host);
+        let held = remote.map(|stake| stake.held).or_else(bridge);
         if is_contested {
             self.contested.insert(place);
         } else {

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod mac;
 pub mod network;
 pub mod plan;
+pub mod probe;
 pub mod reconcile;
 pub mod record;
 

@@ -1,7 +1,12 @@
 //! Hardware addresses of endpoints.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::kernel::Vni;
 
 /// A unicast Ethernet address.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -30,6 +35,14 @@ impl Mac {
             [first, ..] if first & 1 == 1 => Err(MacError::Group),
             _ => Ok(Self(bytes)),
         }
+    }
+
+    /// Returns the address of the bridge of a segment on a host: another one on each, and the same for whoever asks.
+    #[must_use]
+    pub fn of_bridge(vni: Vni, host: IpAddr) -> Self {
+        let hash = Sha256::digest(format!("{} {host}", vni.number()));
+        // Administered locally (IEEE Std 802, 8.4).
+        Self([0x02, hash[0], hash[1], hash[2], hash[3], hash[4]])
     }
 
     /// Returns the bytes, in the order in which they are sent.

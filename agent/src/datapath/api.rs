@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::middleware::from_fn;
-use diagnostic::api::{Json, JsonBody, Names, OfNetwork, OpenApiRouter, Problem, no_query};
+use diagnostic::api::{Json, JsonBody, Names, OfNetwork, OpenApiRouter, Params, Problem, no_query};
 use networkdb::{Key, NetworkId};
 use overlay_sync::driver::DataPathError;
 use overlay_sync::reconcile::AskError;
 use overlay_sync::reconcile::report::{NetworkReport, PlanReport};
+use overlay_sync::reconcile::rows::RowsReport;
 use overlay_sync::{DataPath, PeerRecord};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -59,6 +60,21 @@ pub(crate) struct OfEndpoint {
     endpoint: Key,
 }
 
+/// Which page of rows.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Which {
+    /// Rows of the page at most.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<u16>,
+    /// Where the page starts: what the one before it gave as `next`.
+    cursor: Option<String>,
+}
+
+/// Rows of a page when the client does not say, and at most.
+const ROWS: [u16; 2] = [100, 1_000];
+
 /// Operations that an answer lists.
 const LISTED_MAX: usize = 1_000;
 
@@ -70,6 +86,7 @@ pub(super) fn endpoints(path: &DataPath) -> OpenApiRouter {
         .routes(routes!(repair))
         .routes(routes!(put, delete))
         .route_layer(from_fn(no_query))
+        .routes(routes!(rows))
         .with_state(path.clone())
 }
 
@@ -100,6 +117,31 @@ async fn plan(
     Names(of): Names<OfNetwork>,
 ) -> Result<Json<PlanReport>, Problem> {
     Ok(Json(path.plan(&of.network).await.map_err(problem)?))
+}
+
+/// Lists the forwarding rows and neighbours of a network, page by page: what the kernel should hold, what it holds, and which
+/// record says so. Each page asks the kernel anew.
+#[utoipa::path(get, path = "/v1/datapath/{network}/rows", tag = "datapath", operation_id = "getDatapathRows",
+    params(OfNetwork, Which), responses(
+    (status = 200, description = "A page of rows.", body = RowsReport),
+    (status = 400, description = "The limit or the cursor cannot be used.", body = Problem, content_type = "application/problem+json"),
+    (status = 404, description = "This node is not attached to the network.", body = Problem, content_type = "application/problem+json"),
+    (status = 409, description = "The network has no data path on this node.", body = Problem, content_type = "application/problem+json"),
+    (status = 500, description = "The kernel refused.", body = Problem, content_type = "application/problem+json"),
+))]
+async fn rows(
+    State(path): State<DataPath>,
+    Names(of): Names<OfNetwork>,
+    Params(which): Params<Which>,
+) -> Result<Json<RowsReport>, Problem> {
+    let [usual, most] = ROWS;
+    let limit = which.limit.unwrap_or(usual);
+    if limit == 0 || limit > most {
+        return Err(Problem::bad_request(format!("limit must be 1 to {most}")));
+    }
+    let after = which.cursor.unwrap_or_default();
+    let rows = path.rows(&of.network, after, limit.into()).await;
+    Ok(Json(rows.map_err(problem)?))
 }
 
 /// Compares the kernel with what it should hold of a network, and sets right what differs.

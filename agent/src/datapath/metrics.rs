@@ -2,6 +2,7 @@
 
 use diagnostic::{Families, Labels};
 use overlay_sync::DataPath;
+use overlay_sync::probe::report::TunnelState;
 use overlay_sync::reconcile::report::{NetworkReport, State, SyncReport};
 
 /// Reads the families; none when the data path has ended.
@@ -14,7 +15,63 @@ pub(super) async fn families(path: DataPath) -> Families {
     rows(&mut families, &reports);
     drift(&mut families, &reports);
     syncs(&mut families, &reports);
+    tunnels(&mut families, &reports);
     families
+}
+
+/// What the probes through the tunnels have found; nothing where there are none.
+fn tunnels(families: &mut Families, reports: &[NetworkReport]) {
+    let states = [
+        ("unknown", TunnelState::Unknown),
+        ("passing", TunnelState::Passing),
+        ("mtu-mismatch", TunnelState::MtuMismatch),
+        ("unreachable", TunnelState::Unreachable),
+    ];
+    let [mut hosts, mut times] = [Vec::new(), Vec::new()];
+    let mut probes = Vec::new();
+    for report in reports {
+        let Some(tunnels) = &report.tunnels else {
+            continue;
+        };
+        let network = ("network", report.network.as_str());
+        for (name, state) in states {
+            let count = tunnels
+                .iter()
+                .filter(|tunnel| tunnel.state == state)
+                .count();
+            hosts.push(([network, ("state", name)], count as f64));
+        }
+        let (sent, lost) = tunnels.iter().fold((0, 0), |(sent, lost), tunnel| {
+            (sent + tunnel.sent, lost + tunnel.lost)
+        });
+        probes.push(([network, ("outcome", "sent")], sent));
+        probes.push(([network, ("outcome", "lost")], lost));
+        let mut trips: Vec<f64> = tunnels.iter().filter_map(|it| it.round_trip_ms).collect();
+        trips.sort_by(f64::total_cmp);
+        if let (Some(median), Some(most)) = (trips.get(trips.len() / 2), trips.last()) {
+            times.push(([network, ("host", "median")], median / 1e3));
+            times.push(([network, ("host", "slowest")], most / 1e3));
+        }
+    }
+    families.levels(
+        "datapath_tunnel_hosts",
+        "Other hosts by what probes through the tunnels have found.",
+        hosts
+            .iter()
+            .map(|(labels, level)| (&labels[..] as &Labels<'_>, *level)),
+    );
+    families.levels(
+        "datapath_tunnel_round_trip_seconds",
+        "Time through the tunnel to another host and back.",
+        times
+            .iter()
+            .map(|(labels, level)| (&labels[..] as &Labels<'_>, *level)),
+    );
+    families.labelled(
+        "datapath_tunnel_probes_total",
+        "Small probes sent through the tunnels, and those that were not answered; hosts that are gone no longer count.",
+        probes.iter().map(|(labels, count)| (&labels[..] as &Labels<'_>, *count)),
+    );
 }
 
 fn states(families: &mut Families, reports: &[NetworkReport]) {
@@ -40,14 +97,16 @@ fn states(families: &mut Families, reports: &[NetworkReport]) {
 fn rows(families: &mut Families, reports: &[NetworkReport]) {
     let mut levels: Vec<([(&str, &str); 2], f64)> = Vec::new();
     for report in reports {
-        let [mut fdb, mut neighbours] = [0, 0];
+        let [mut fdb, mut bridges, mut neighbours] = [0; 3];
         for segment in &report.segments {
             fdb += segment.fdb;
+            bridges += segment.bridges;
             neighbours += segment.neighbours;
         }
         let pending = report.syncs.as_ref().map_or(0, |syncs| syncs.pending);
         for (kind, count) in [
             ("fdb", fdb),
+            ("bridge", bridges),
             ("neighbour", neighbours),
             ("pending", pending),
             ("conflict", report.conflicts.len()),

@@ -37,6 +37,7 @@ pub(crate) struct Path {
     flavour: Flavour,
     timing: Timing,
     dir: PathBuf,
+    probes: bool,
     configs: BTreeMap<NetworkId, NetworkConfig>,
 }
 
@@ -84,6 +85,7 @@ impl Path {
                 .data_path_dir
                 .clone()
                 .unwrap_or_else(|| netns::DIR.into()),
+            probes: args.data_path_probe != Some(Switch::Off),
             configs,
         }))
     }
@@ -107,10 +109,15 @@ impl Path {
             local,
             port: self.port,
             flavour: self.flavour,
+            probes: self.probes,
             timing: self.timing,
         };
         let started = DataPath::start(db, kernel, notices, self.configs.clone(), settings);
-        let (path, running) = started.context("--data-path on: cannot start its thread")?;
+        let (mut path, running) = started.context("--data-path on: cannot start its thread")?;
+        if self.probes {
+            let probes = path.probe(self.dir.clone());
+            probes.context("--data-path on: cannot start the thread of its probes")?;
+        }
         info!(%local, port = self.port, "data path on");
         Ok(Started { path, running })
     }

@@ -93,6 +93,7 @@ impl<'a> Collector<'a> {
             let network = self.network(name).await?;
             self.facts.networks.push(network);
         }
+        self.facts.data_path = self.data_path().await?;
         Ok(())
     }
 
@@ -225,6 +226,22 @@ impl<'a> Collector<'a> {
             taken: start.elapsed(),
         })?;
         Ok(serde_json::from_value(value).ok())
+    }
+
+    /// The same of what not every agent has: that it is not there is nothing to tell.
+    pub(super) async fn ask_if_there(&mut self, file: &str, target: &str) -> Result<Option<Value>> {
+        let before = self.facts.unanswered.len();
+        let answer = self.ask(file, target).await?;
+        let is_missing = |(_, reason): &(String, String)| reason.starts_with("status 404");
+        if answer.is_none() && self.facts.unanswered[before..].iter().all(is_missing) {
+            self.facts.unanswered.truncate(before);
+        }
+        Ok(answer)
+    }
+
+    /// Notes that the archive holds less than there is.
+    pub(super) fn cut(&mut self, what: String) {
+        self.facts.cut.push(what);
     }
 
     /// Asks for text and keeps it.

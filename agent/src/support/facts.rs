@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::datapath::DataPath;
 use super::records::Records;
 
 /// Everything that was learned.
@@ -24,6 +25,8 @@ pub(super) struct Facts {
     /// Files that hold less than there is, with what is left out.
     pub(super) cut: Vec<String>,
     pub(super) host: Host,
+    /// None when the agent has none.
+    pub(super) data_path: Option<DataPath>,
 }
 
 /// What was learned of the machine.

@@ -6,6 +6,7 @@
 mod archive;
 mod collect;
 mod command;
+mod datapath;
 mod facts;
 mod host;
 mod names;

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Differs,
     /// A peer that did not tell what it holds, or a question that the agent did not answer.
     Unanswered,
+    /// What is not as it should be in the data path.
+    DataPath,
     /// A member that is not well.
     Member,
     /// Entries of a node that is not there.
@@ -69,6 +71,7 @@ impl Kind {
             Self::Overlap => "overlap",
             Self::Differs => "differs",
             Self::Unanswered => "unanswered",
+            Self::DataPath => "datapath",
             Self::Member => "member",
             Self::Owner => "owner",
             Self::Record => "record",
@@ -103,6 +106,9 @@ pub(super) fn findings(facts: &Facts, redact: bool) -> Vec<Finding> {
             line(reason)
         );
         found.push(Finding::new(Kind::Agent, text));
+    }
+    if let Some(path) = &facts.data_path {
+        path.findings(&mut found);
     }
     for (what, reason) in &facts.unanswered {
         let text = format!("{}: {}", line(what), line(reason));

@@ -16,6 +16,7 @@ fn underlay() -> Underlay {
         mtu: 1_500,
         port: 4_789,
         flavour: Flavour::Quiet,
+        probes: false,
     }
 }
 
@@ -88,6 +89,36 @@ fn remote_endpoints_get_rows_and_local_ones_none() {
     assert!(segment(&overlay).fdb.is_empty() && segment(&overlay).neighbours.is_empty());
     assert!(overlay.vteps().is_empty());
     assert_eq!(overlay.remote_owners().count(), 0);
+}
+
+#[test]
+fn rows_lead_to_the_bridges_of_hosts_with_endpoints_when_there_are_probes() {
+    let probed = Underlay {
+        probes: true,
+        ..underlay()
+    };
+    let mut overlay = Overlay::new(config(), probed).unwrap();
+    let bridge = |host: u8| Mac::of_bridge(vni(), IpAddr::from([192, 0, 2, host]));
+    let rows = |overlay: &Overlay| {
+        let hosts = (1..=9).filter(|host| segment(overlay).fdb.contains_key(&bridge(*host)));
+        hosts.collect::<Vec<u8>>()
+    };
+    assert!(!overlay.has_local());
+    let touched = overlay.set(key("a"), claim("10.0.1.2/24", 1, 2, 1));
+    assert!(touched.contains(&Place::Fdb(vni(), bridge(2))));
+    overlay.set(key("b"), claim("10.0.1.3/24", 2, 2, 2));
+    overlay.set(key("c"), claim("10.0.1.4/24", 3, 3, 3));
+    overlay.set(key("d"), claim("10.0.1.5/24", 4, 1, 4));
+    assert_eq!(rows(&overlay), [2, 3]);
+    assert!(overlay.has_local());
+    overlay.remove(&key("a"));
+    assert_eq!(rows(&overlay), [2, 3], "b is behind it, too");
+    let touched = overlay.set(key("b"), claim("10.0.1.3/24", 2, 4, 5));
+    assert!(touched.contains(&Place::Fdb(vni(), bridge(2))));
+    assert!(touched.contains(&Place::Fdb(vni(), bridge(4))));
+    assert_eq!(rows(&overlay), [3, 4]);
+    overlay.remove(&key("d"));
+    assert!(!overlay.has_local());
 }
 
 #[test]

@@ -5,10 +5,12 @@
 //! thread ends, the kernel stays as it is: a daemon that is restarted or replaced loses no packet.
 
 mod feed;
+pub(crate) mod probes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -20,10 +22,12 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use self::feed::Feed;
+use self::probes::{Targets, Tunnels};
 use crate::kernel::{Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
 use crate::plan::Op;
 use crate::reconcile::report::{NetworkReport, PlanReport};
+use crate::reconcile::rows::RowsReport;
 use crate::reconcile::{AskError, Clock, Reconciler, Settings};
 use crate::record::{PEER_TABLE, PeerRecord};
 
@@ -39,6 +43,8 @@ pub struct DataPath {
     db: NetworkDb,
     local: IpAddr,
     requests: mpsc::Sender<Request>,
+    /// What the probes have found; none when there are no probes.
+    tunnels: Option<Tunnels>,
 }
 
 /// The thread of a data path, to be waited for.
@@ -67,9 +73,15 @@ pub enum DataPathError {
 enum Request {
     Reports(oneshot::Sender<Vec<NetworkReport>>),
     Plan(NetworkId, oneshot::Sender<Result<PlanReport, AskError>>),
+    Rows(
+        NetworkId,
+        (String, usize),
+        oneshot::Sender<Result<RowsReport, AskError>>,
+    ),
     Repair(NetworkId, oneshot::Sender<Result<Vec<Op>, AskError>>),
     Leftovers(oneshot::Sender<Result<BTreeSet<NetworkId>, KernelError>>),
     Vteps(oneshot::Sender<BTreeMap<NetworkId, BTreeMap<IpAddr, usize>>>),
+    Targets(oneshot::Sender<BTreeMap<NetworkId, Targets>>),
     SetConfigs(BTreeMap<NetworkId, NetworkConfig>, oneshot::Sender<()>),
     Stop,
 }
@@ -89,6 +101,7 @@ impl DataPath {
             db: db.clone(),
             local: settings.local,
             requests,
+            tunnels: None,
         };
         let db = db.clone();
         let runtime = Builder::new_current_thread().enable_time().build()?;
@@ -105,15 +118,40 @@ impl DataPath {
         Ok((path, Running(thread)))
     }
 
+    /// Probes the tunnels from now on, in a thread that ends with this one; `dir` is where the kernel has the namespaces.
+    pub fn probe(&mut self, dir: PathBuf) -> io::Result<()> {
+        self.tunnels = Some(probes::start(self.local, dir, self.requests.clone())?);
+        Ok(())
+    }
+
     /// Tells of all networks.
     pub async fn reports(&self) -> Result<Vec<NetworkReport>, Ended> {
-        self.ask(Request::Reports).await
+        let mut reports = self.ask(Request::Reports).await?;
+        for report in &mut reports {
+            let tunnels = self.tunnels.as_ref();
+            report.tunnels = tunnels.map(|tunnels| tunnels.of(&report.network));
+        }
+        Ok(reports)
     }
 
     /// Compares the kernel with what it should hold of a network, changes nothing.
     pub async fn plan(&self, network: &NetworkId) -> Result<PlanReport, DataPathError> {
         let network = network.clone();
         Ok(self.ask(|to| Request::Plan(network, to)).await??)
+    }
+
+    /// Lists rows of a network: what the kernel should hold and what it holds, as many as `limit` whose names
+    /// come after a text.
+    pub async fn rows(
+        &self,
+        network: &NetworkId,
+        after: String,
+        limit: usize,
+    ) -> Result<RowsReport, DataPathError> {
+        let network = network.clone();
+        Ok(self
+            .ask(|to| Request::Rows(network, (after, limit), to))
+            .await??)
     }
 
     /// Sets right what differs; returns what was done. On an error of the kernel the rest was done.
@@ -265,9 +303,13 @@ impl<K: Kernel> Driver<K> {
         match request {
             Request::Reports(to) => drop(to.send(self.reconciler.reports())),
             Request::Plan(network, to) => drop(to.send(self.reconciler.plan(&network))),
+            Request::Rows(network, (after, limit), to) => {
+                drop(to.send(self.reconciler.rows(&network, &after, limit)));
+            }
             Request::Repair(network, to) => drop(to.send(self.reconciler.repair(&network))),
             Request::Leftovers(to) => drop(to.send(self.reconciler.leftovers())),
             Request::Vteps(to) => drop(to.send(self.reconciler.vteps())),
+            Request::Targets(to) => drop(to.send(self.reconciler.targets())),
             Request::SetConfigs(configs, to) => {
                 self.feed.set_configs(configs);
                 to.send(()).unwrap_or_default();

@@ -8,7 +8,6 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use netlink_packet_route::link::LinkAttribute;
-use networkdb::NetworkId;
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -77,8 +76,8 @@ fn attempt_devices() -> Result<(), String> {
     let no_socket = |error: io::Error| format!("no netlink socket can be opened: {error}");
     let mut socket = Socket::open().map_err(no_socket)?;
     let namespace = netns::own().map_err(no_socket)?;
-    let (network, device, rows) = sample();
-    let bridge = links::make_bridge(&network, &device);
+    let (device, rows) = sample();
+    let bridge = links::make_bridge(&device);
     let vxlan = links::make_vxlan(&device, namespace.as_fd());
     for (request, what, option) in [
         (bridge, "bridges", "CONFIG_BRIDGE"),
@@ -113,7 +112,7 @@ fn lacking_kind(refusal: &Refusal, what: &str, option: &str) -> String {
 }
 
 /// Returns a segment with an endpoint; the addresses are those of RFC 5737.
-fn sample() -> (NetworkId, Device, [Op; 2]) {
+fn sample() -> (Device, [Op; 2]) {
     let vni = Vni::new(Vni::MIN).expect("the lowest there is");
     let mac = Mac::new([2, 0, 0, 0, 0, 1]).expect("a unicast address");
     let ip = |last| IpAddr::from([192, 0, 2, last]);
@@ -137,8 +136,7 @@ fn sample() -> (NetworkId, Device, [Op; 2]) {
             mac,
         },
     ];
-    let network = NetworkId::new("check").expect("a short name");
-    (network, device, rows)
+    (device, rows)
 }
 
 /// Tells whether the kernel keeps what tells our rows from others.

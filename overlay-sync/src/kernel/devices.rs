@@ -136,12 +136,35 @@ impl Open {
                 requests.push(links::set_up(link.index, changes));
             }
         };
-        mend(&bridge, Vec::new());
+        let is_moved = !bridge.has_address_of(device);
+        let address = is_moved.then(|| links::bridge_address(device));
+        mend(&bridge, address.into_iter().collect());
         let is_port = vxlan.master == bridge.index;
         let enslave = (!is_port).then_some(LinkAttribute::Controller(bridge.index));
         mend(&vxlan, enslave.into_iter().collect());
+        if is_moved {
+            requests.extend(self.follow_address(&bridge, device)?);
+        }
         requests.extend(self.readdress(&bridge, device)?);
         Ok(self.batch(requests)?)
+    }
+
+    /// Returns what gives a bridge the link-local address of its new hardware address: the kernel leaves the old one.
+    fn follow_address(&mut self, bridge: &Link, device: &Device) -> Result<Vec<Request>, Refusal> {
+        let index = bridge.index;
+        let found = links::addresses(&mut self.socket, Some(index))?;
+        let mut found = found.into_iter().map(|(_, net)| net);
+        let old = bridge
+            .own_link_local()
+            .filter(|own| found.any(|net| net == *own));
+        let new = links::link_local(&Mac::of_bridge(device.vni, device.local).bytes());
+        Ok(match old.zip(new) {
+            Some((old, new)) => vec![
+                links::remove_address(index, old),
+                links::add_address(index, new),
+            ],
+            None => Vec::new(),
+        })
     }
 
     /// Finds or makes the bridge of a segment.
@@ -150,7 +173,7 @@ impl Open {
         if let Some(found) = self.bridges(network)?.remove(&vni) {
             return Ok(found);
         }
-        let made = self.socket.request(links::make_bridge(network, device));
+        let made = self.socket.request(links::make_bridge(device));
         made.map_err(|refusal| named(refusal, &bridge_name(vni)))?;
         let made = self.bridges(network)?.remove(&vni).ok_or_else(vanished)?;
         let mut own_address = links::set_up(made.index, vec![links::own_address()]);

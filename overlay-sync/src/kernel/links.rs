@@ -19,10 +19,10 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use networkdb::NetworkId;
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 
 use super::socket::{Attributes, Refusal, Request, Socket, text_of};
 use super::{Device, Flavour, Vni};
+use crate::mac::Mac;
 
 /// Bytes of an alias (`IFALIASZ` in linux/if.h, which counts the zero at the end).
 const ALIAS_MAX: usize = 255;
@@ -152,6 +152,11 @@ impl Link {
         }
     }
 
+    /// Whether a bridge has the hardware address that other hosts know it by.
+    pub(super) fn has_address_of(&self, device: &Device) -> bool {
+        self.address == Mac::of_bridge(device.vni, device.local).bytes()
+    }
+
     pub(super) fn has_alias(&self) -> bool {
         self.alias.is_some()
     }
@@ -175,32 +180,27 @@ impl Link {
         })
     }
 
-    /// Tells whether an address is the one that the kernel gives each link that has IPv6: it comes from the hardware
-    /// address (RFC 4291, appendix A).
+    /// Tells whether an address is the one that the kernel gives each link that has IPv6.
     pub(super) fn is_own_link_local(&self, ip: IpAddr) -> bool {
-        let [a, b, c, d, e, f] = self.address[..] else {
-            return false;
-        };
-        let own = [
-            0xfe,
-            0x80,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            a ^ 2,
-            b,
-            c,
-            0xff,
-            0xfe,
-            d,
-            e,
-            f,
-        ];
-        ip == IpAddr::from(own)
+        self.own_link_local().is_some_and(|own| own.addr() == ip)
     }
+
+    /// Returns the address that the kernel gives each link that has IPv6.
+    pub(super) fn own_link_local(&self) -> Option<IpNet> {
+        link_local(&self.address)
+    }
+}
+
+/// Returns the address of a link that comes from its hardware address (RFC 4291, appendix A).
+pub(super) fn link_local(address: &[u8]) -> Option<IpNet> {
+    let [a, b, c, d, e, f] = *address else {
+        return None;
+    };
+    let interface = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let mut own = [0; 16];
+    own[..2].copy_from_slice(&[0xfe, 0x80]);
+    own[8..].copy_from_slice(&interface);
+    IpNet::new(IpAddr::from(own), 64).ok()
 }
 
 impl Vxlan {
@@ -313,10 +313,7 @@ pub(super) fn make_vxlan(device: &Device, namespace: BorrowedFd<'_>) -> Request 
 /// ports (`BROPT_MTU_SET_BY_USER` in net/bridge/br_private.h). It has a hardware address of its own, which it would else take from a port and change
 /// with the ports; each host has another one, as frames from one's own address are not learned.
 /// Same as `ip link add brVNI type bridge stp_state 0 forward_delay 0 vlan_default_pvid 0 mcast_snooping 0`.
-pub(super) fn make_bridge(network: &NetworkId, device: &Device) -> Request {
-    let text = format!("{} {} {network}", device.vni.number(), device.local);
-    let hash = Sha256::digest(text);
-    let address = vec![0x02, hash[0], hash[1], hash[2], hash[3], hash[4]];
+pub(super) fn make_bridge(device: &Device) -> Request {
     let info = vec![
         InfoBridge::StpState(BridgeStpState::Disabled),
         InfoBridge::ForwardDelay(0),
@@ -326,13 +323,19 @@ pub(super) fn make_bridge(network: &NetworkId, device: &Device) -> Request {
     ];
     let attributes = vec![
         LinkAttribute::IfName(bridge_name(device.vni)),
-        LinkAttribute::Address(address),
+        bridge_address(device),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Bridge),
             LinkInfo::Data(InfoData::Bridge(info)),
         ]),
     ];
     make(attributes)
+}
+
+/// The hardware address of a segment's bridge on this host.
+pub(super) fn bridge_address(device: &Device) -> LinkAttribute {
+    let mac = Mac::of_bridge(device.vni, device.local);
+    LinkAttribute::Address(mac.bytes().to_vec())
 }
 
 fn make(attributes: Vec<LinkAttribute>) -> Request {

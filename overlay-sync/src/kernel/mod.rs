@@ -12,6 +12,7 @@ pub mod memory;
 mod monitor;
 pub mod netlink;
 pub mod netns;
+pub(crate) mod packets;
 mod rows;
 mod socket;
 
@@ -130,6 +131,8 @@ pub enum DeviceFault {
     NotEnslaved,
     /// The bridge has another MTU than the VXLAN device.
     OtherMtu,
+    /// The bridge has another hardware address than the one by which other hosts reach it.
+    OtherAddress,
 }
 
 /// What the kernel holds of one overlay network.

@@ -278,7 +278,7 @@ fn read_segments(
         let groups = fdb.iter().filter(|(_, row)| is_group(row));
         open.groups.extend(groups.map(|(mac, _)| (vni, *mac)));
         let segment = ActualSegment {
-            faults: faults(&link, bridge.as_ref()),
+            faults: faults(&link, bridge.as_ref(), &device),
             device: Some(device),
             fdb,
             neighbours: rows::neighbours(&mut open.socket, link.index)?,
@@ -292,7 +292,7 @@ fn read_segments(
 }
 
 /// Compares the devices of a segment with what each should be.
-fn faults(vxlan: &Link, bridge: Option<&Link>) -> BTreeSet<DeviceFault> {
+fn faults(vxlan: &Link, bridge: Option<&Link>, device: &Device) -> BTreeSet<DeviceFault> {
     let mut faults = BTreeSet::new();
     let mut find = |is_there: bool, fault| {
         if is_there {
@@ -306,6 +306,7 @@ fn faults(vxlan: &Link, bridge: Option<&Link>) -> BTreeSet<DeviceFault> {
             find(!bridge.is_up, DeviceFault::BridgeDown);
             find(vxlan.master != bridge.index, DeviceFault::NotEnslaved);
             find(vxlan.mtu != bridge.mtu, DeviceFault::OtherMtu);
+            find(!bridge.has_address_of(device), DeviceFault::OtherAddress);
         }
     }
     faults

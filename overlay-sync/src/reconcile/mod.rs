@@ -7,6 +7,7 @@
 mod backoff;
 mod network;
 pub mod report;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,9 @@ use tracing::{error, info};
 
 use self::network::Network;
 use self::report::{NetworkReport, PlanReport, State};
+use self::rows::RowsReport;
 use crate::desired::{Claim, Underlay};
+use crate::driver::probes::Targets;
 use crate::guard::Evidence;
 use crate::kernel::{Flavour, Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
@@ -36,6 +39,8 @@ pub struct Settings {
     pub port: u16,
     /// How devices treat what they do not know.
     pub flavour: Flavour,
+    /// Whether rows lead to the bridges of other hosts, for probes through the tunnels; on all hosts or on none.
+    pub probes: bool,
     /// When things are done.
     pub timing: Timing,
 }
@@ -209,6 +214,7 @@ impl<K: Kernel> Reconciler<K> {
             mtu: self.kernel.underlay_mtu(self.settings.local)?,
             port: self.settings.port,
             flavour: self.settings.flavour,
+            probes: self.settings.probes,
         })
     }
 
@@ -336,6 +342,18 @@ impl<K: Kernel> Reconciler<K> {
         Ok(running.plan(&mut self.kernel)?)
     }
 
+    /// Lists rows: what the kernel should hold and what it holds, as many as `limit` whose names come
+    /// after a text.
+    pub fn rows(
+        &mut self,
+        network: &NetworkId,
+        after: &str,
+        limit: usize,
+    ) -> Result<RowsReport, AskError> {
+        let running = running(&mut self.networks, network)?;
+        Ok(running.rows(&mut self.kernel, after, limit)?)
+    }
+
     /// Compares the kernel with what it should hold and sets right what differs; returns what was done. On an error of the
     /// kernel the rest was done.
     pub fn repair(&mut self, network: &NetworkId) -> Result<Vec<Op>, AskError> {
@@ -357,6 +375,14 @@ impl<K: Kernel> Reconciler<K> {
         let running = self.running_networks();
         running
             .map(|(id, network)| (id.clone(), network.vteps()))
+            .collect()
+    }
+
+    /// Returns whom to probe through the tunnel of each network.
+    pub(crate) fn targets(&self) -> BTreeMap<NetworkId, Targets> {
+        let running = self.running_networks();
+        running
+            .map(|(id, network)| (id.clone(), network.targets()))
             .collect()
     }
 

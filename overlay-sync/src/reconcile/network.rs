@@ -9,8 +9,10 @@ use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::report::{Counts, Freeze, NetworkReport, PlanReport, Syncs};
+use super::rows::{RowsReport, page};
 use super::{Clock, Timing};
 use crate::desired::{Claim, Overlay, OverlayError, Place, Underlay};
+use crate::driver::probes::Targets;
 use crate::guard::{Evidence, Guard, Verdict};
 use crate::kernel::{Actual, Failure, Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
@@ -432,6 +434,17 @@ impl Network {
         Ok(PlanReport::new(&ops, &actual))
     }
 
+    /// Lists rows.
+    pub(super) fn rows(
+        &self,
+        kernel: &mut dyn Kernel,
+        after: &str,
+        limit: usize,
+    ) -> Result<RowsReport, KernelError> {
+        let actual = kernel.dump(&self.id)?;
+        Ok(page(&self.overlay, &actual, after, limit))
+    }
+
     /// Tells what there is to tell without asking the kernel.
     pub(super) fn report(&self, now: Instant) -> NetworkReport {
         let freeze = self.guard.frozen_since().map(|since| Freeze {
@@ -452,6 +465,16 @@ impl Network {
     /// Returns hosts of this network and how many endpoints are behind each.
     pub(super) fn vteps(&self) -> BTreeMap<IpAddr, usize> {
         self.overlay.vteps().clone()
+    }
+
+    /// Returns whom to probe: nobody while this host has no endpoints, as nobody knows the way back then.
+    pub(super) fn targets(&self) -> Targets {
+        let vni = self.overlay.probed().filter(|_| self.overlay.has_local());
+        let segment = vni.and_then(|vni| self.overlay.desired().segments.get(&vni));
+        Targets {
+            segment: segment.map(|segment| (segment.device.vni, segment.device.mtu)),
+            hosts: self.overlay.vteps().keys().copied().collect(),
+        }
     }
 
     /// Returns the keys of all records.

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::desired::{Claimant, Conflict, Overlay};
 use crate::kernel::Actual;
 use crate::plan::Op;
+use crate::probe::report::TunnelReport;
 
 /// What was counted since the reconciler started.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize, ToSchema)]
@@ -161,6 +162,10 @@ pub struct NetworkReport {
     pub syncs: Option<SyncReport>,
     /// What was counted.
     pub counts: Counts,
+    /// The ways to the other hosts as probes have found them; absent when there are no probes. None are sent while this
+    /// host has no endpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<Vec<TunnelReport>>,
 }
 
 /// One segment of a network.
@@ -170,8 +175,10 @@ pub struct SegmentReport {
     pub vni: u32,
     /// What fits into a packet, in bytes.
     pub mtu: u32,
-    /// Forwarding rows that the kernel should hold.
+    /// Forwarding rows that the kernel should hold for endpoints.
     pub fdb: usize,
+    /// Forwarding rows that lead to the bridges of other hosts, for probes.
+    pub bridges: usize,
     /// Neighbours that the kernel should hold.
     pub neighbours: usize,
 }
@@ -258,10 +265,12 @@ impl NetworkReport {
             state: State::Synced,
             reason: None,
             segments: segments
-                .map(|(vni, segment)| SegmentReport {
+                .map(|(vni, segment)| (vni, segment, overlay.bridges(*vni)))
+                .map(|(vni, segment, bridges)| SegmentReport {
                     vni: vni.number(),
                     mtu: segment.device.mtu,
-                    fdb: segment.fdb.len(),
+                    fdb: segment.fdb.len() - bridges,
+                    bridges,
                     neighbours: segment.neighbours.len(),
                 })
                 .collect(),
@@ -277,6 +286,7 @@ impl NetworkReport {
                 .collect(),
             syncs: Some(syncs),
             counts,
+            tunnels: None,
         }
     }
 
@@ -307,6 +317,7 @@ impl NetworkReport {
             rejected: Vec::new(),
             syncs: None,
             counts: Counts::default(),
+            tunnels: None,
         }
     }
 }

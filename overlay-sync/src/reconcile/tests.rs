@@ -79,6 +79,7 @@ impl Rig {
             local: vtep(1),
             port: 4_789,
             flavour: Flavour::Quiet,
+            probes: false,
             timing: Timing::default(),
         };
         let clock = Clock::new(move || *hands.lock().unwrap());

@@ -53,7 +53,8 @@ pub struct Container {
 }
 
 impl Overlay {
-    /// Makes hosts with addresses 10.77.`subnet`.2 and so on, and starts an agent on each with a config file.
+    /// Makes hosts with addresses 10.77.`subnet`.2 and so on, and starts an agent on each with a config file. `HOST_V6` in the arguments
+    /// stands for the IPv6 address of the host.
     pub fn up(name: &str, count: usize, subnet: u8, config: &str, args: &[&str]) -> Result<Self> {
         let options = Options {
             subnet,
@@ -120,7 +121,8 @@ impl Overlay {
         command.args(["--join", &seeds.map(|seed| seed.to_string()).join(",")]);
         command.arg("--state-dir").arg(state);
         command.arg("--data-path-dir").arg(namespaces);
-        command.args(&self.args);
+        let v6 = self.hosts.address_v6(host)?.to_string();
+        command.args(self.args.iter().map(|arg| arg.replace("HOST_V6", &v6)));
         let process = Process::start_command(command)?;
         process.line("diagnostic server listening on ", 1)?;
         self.agents.insert(host, process);
