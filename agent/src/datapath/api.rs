@@ -43,8 +43,10 @@ pub(crate) struct Repaired {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Endpoint {
     /// Its address, with the length of its subnet's prefix, as in 10.0.1.5/24.
+    #[schema(pattern = r"^[0-9a-fA-F:.]{2,45}/[0-9]{1,3}$")]
     address: String,
-    /// Its hardware address, six bytes in hexadecimal with colons between them.
+    /// Its hardware address, six bytes in hexadecimal with colons between them; neither one of a group nor all zeros.
+    #[schema(pattern = "^[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}$")]
     mac: String,
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::packet::PAYLOAD_MIN;
 use super::report::{TunnelReport, TunnelState};
 
 /// How long an answer may take.
@@ -150,8 +149,8 @@ impl Table {
     }
 }
 
-/// The size that always fits.
-const SMALL: u32 = PAYLOAD_MIN as u32;
+/// The size that always fits: the smallest there is.
+const SMALL: u32 = 46;
 
 impl Host {
     fn new(now: Instant) -> Self {
@@ -309,6 +308,14 @@ mod tests {
         let (mut table, now) = (Table::new(mtu), Instant::now());
         table.set(mtu, [HOST].into_iter(), now);
         (table, now)
+    }
+
+    #[test]
+    fn the_smallest_probe_is_that_of_ethernet() {
+        assert_eq!(
+            usize::try_from(SMALL),
+            Ok(super::super::packet::PAYLOAD_MIN)
+        );
     }
 
     #[test]

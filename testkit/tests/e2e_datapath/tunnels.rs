@@ -21,6 +21,35 @@ fn becomes(bed: &Overlay, host: usize, state: &str) -> Result<Value> {
     tunnel(bed, host)
 }
 
+/// A container on each of three hosts.
+fn one_each(bed: &Overlay) -> Result<Vec<Container>> {
+    let container = |host: u8| bed.container(host.into(), "ov1", 10 + host, &SUBNETS);
+    (1..=3).map(container).collect()
+}
+
+/// Sets the MTU of the switch's port to host 3, which neither host sees of its own interface.
+fn set_port(bed: &Overlay, mtu: u32) -> Result<()> {
+    let line = format!(
+        "ip netns exec {} ip link set p3 mtu {mtu}",
+        bed.hosts.state()?.switch()
+    );
+    run(&line)
+}
+
+/// Looks for every metric of the guide to the data path.
+fn check_metrics(metrics: &str) -> Result<()> {
+    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/DATAPATH.md");
+    for named in std::fs::read_to_string(guide)?.split("| `").skip(1) {
+        let name = named.split('`').next().unwrap_or_default();
+        let is_there = metrics.contains(&format!("# TYPE {name} "));
+        ensure!(
+            !name.starts_with("networkdb_") || is_there,
+            "{name} is in the guide"
+        );
+    }
+    Ok(())
+}
+
 /// Runs `networkdb support` on a host and returns its summary.
 fn supported(bed: &Overlay, host: usize) -> Result<String> {
     let dir = tempfile::tempdir()?;
@@ -46,7 +75,7 @@ fn rows(bed: &Overlay, host: usize) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn probes_tell_round_trips_sizes_and_hosts_that_are_not_reached() -> Result<()> {
+fn probes_tell_round_trips_and_the_largest_packets_that_pass() -> Result<()> {
     let Some(bed) = up("tunnel", 3, 121)? else {
         return Ok(());
     };
@@ -66,17 +95,7 @@ fn probes_tell_round_trips_sizes_and_hosts_that_are_not_reached() -> Result<()> 
         );
         ensure!(passing["mtu_of_host"] == passing["mtu"], "{passing}");
     }
-    let switch = bed.hosts.state()?.switch();
-    let port = |mtu: &str| {
-        let args = [
-            "netns", "exec", &switch, "ip", "link", "set", "p3", "mtu", mtu,
-        ];
-        let status = Command::new("ip").args(args).status()?;
-        ensure!(status.success(), "set the MTU of the switch's port");
-        Ok(())
-    };
-    // Neither host sees this of its own interface.
-    port("1400")?;
+    set_port(&bed, 1_400)?;
     becomes(&bed, 3, "mtu-mismatch")?;
     until(
         "the largest packet that passes to be found",
@@ -99,21 +118,22 @@ fn probes_tell_round_trips_sizes_and_hosts_that_are_not_reached() -> Result<()> 
     let metrics = bed.send(1, "GET", "/metrics", "")?.body;
     let line = r#"tunnel_hosts{network="ov1",state="mtu-mismatch"} 1"#;
     ensure!(metrics.contains(line), "{metrics}");
-    let guide = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/DATAPATH.md");
-    for named in std::fs::read_to_string(guide)?.split("| `").skip(1) {
-        let name = named.split('`').next().unwrap_or_default();
-        let is_there = metrics.contains(&format!("# TYPE {name} "));
-        ensure!(
-            !name.starts_with("networkdb_") || is_there,
-            "{name} is in the guide"
-        );
-    }
+    check_metrics(&metrics)?;
     let summary = supported(&bed, 1)?;
     let flagged = format!("do not pass to host {}", bed.hosts.address(3)?);
     ensure!(summary.contains(&flagged), "{summary}");
-    port("1500")?;
+    set_port(&bed, 1_500)?;
     becomes(&bed, 3, "passing")?;
+    Ok(())
+}
 
+#[test]
+fn a_host_that_is_not_reached_is_told_while_the_gossip_is_well() -> Result<()> {
+    let Some(bed) = up("blocked", 3, 124)? else {
+        return Ok(());
+    };
+    let _containers = one_each(&bed)?;
+    becomes(&bed, 2, "passing")?;
     fault(&bed.hosts, "block=udp:4789 hosts=2")?;
     becomes(&bed, 2, "unreachable")?;
     let members = bed.get(1, "/v1/members")?;
