@@ -31,11 +31,11 @@ use crate::reconcile::Clock;
 /// How often it is asked whom to probe.
 const TARGETS_PERIOD: Duration = Duration::from_secs(1);
 
-/// The shortest sleep, so that many hosts are probed in a few bursts.
-const SLEEP_MIN: Duration = Duration::from_millis(20);
+/// The shortest sleep, so that many hosts are probed in bursts.
+const SLEEP_MIN: Duration = Duration::from_millis(50);
 
-/// Probes of a network in one burst.
-const BURST: usize = 64;
+/// Probes of all networks in one burst: with the sleep, 640 a second at most, however many hosts there are.
+const BURST: usize = 32;
 
 /// Answers to questions of others in one burst.
 const ANSWERS: usize = 256;
@@ -122,10 +122,8 @@ impl Prober {
             }
             self.send(now);
             self.tell();
-            let deadlines = self
-                .tunnels
-                .values()
-                .filter_map(|tunnel| tunnel.table.deadline());
+            let open = self.tunnels.values().filter(|it| it.packets.is_some());
+            let deadlines = open.filter_map(|tunnel| tunnel.table.deadline());
             let next = deadlines.fold(ask_at, Instant::min);
             self.sleep(
                 next.saturating_duration_since(self.clock.now())
@@ -182,14 +180,22 @@ impl Prober {
         }
     }
 
-    /// Sends what is due.
+    /// Sends what is due, beginning with another network each time, so that none is left out when there is too much.
     fn send(&mut self, now: Instant) {
-        for tunnel in self.tunnels.values_mut() {
+        let mut left = BURST;
+        let first = self.rng.random_range(0..self.tunnels.len().max(1));
+        let (before, after): (Vec<_>, Vec<_>) = {
+            let numbered = self.tunnels.values_mut().enumerate();
+            numbered.partition(|(number, _)| *number < first)
+        };
+        for (_, tunnel) in after.into_iter().chain(before) {
             let Some(packets) = &tunnel.packets else {
                 continue;
             };
             let from = Mac::of_bridge(tunnel.vni, self.local);
-            for due in tunnel.table.due(now, BURST, || self.rng.random()) {
+            let due = tunnel.table.due(now, left, || self.rng.random());
+            left -= due.len();
+            for due in due {
                 let packet = Packet {
                     kind: Kind::Ask,
                     number: due.number,

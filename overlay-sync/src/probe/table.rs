@@ -95,32 +95,39 @@ impl Table {
         self.hosts.values().map(Host::deadline).min()
     }
 
-    /// Returns the probes that are due, up to some; `number` gives each its own.
+    /// Returns the probes that are due, those that have waited longest first, up to some; `number` gives each its own.
     pub(crate) fn due(
         &mut self,
         now: Instant,
         most: usize,
         mut number: impl FnMut() -> u64,
     ) -> Vec<Due> {
-        let mut due = Vec::new();
+        let mut waiting = Vec::new();
         for (ip, host) in &mut self.hosts {
             host.give_up(now);
-            if due.len() < most && host.under_way.is_none() && host.next <= now {
-                let (number, bytes) = (number(), host.size(self.mtu));
-                host.under_way = Some(UnderWay {
-                    number,
-                    bytes,
-                    sent: now,
-                });
-                host.sent += u64::from(bytes == SMALL);
-                due.push(Due {
-                    host: *ip,
-                    number,
-                    bytes,
-                });
+            if host.under_way.is_none() && host.next <= now {
+                waiting.push((host.next, *ip));
             }
         }
-        due
+        waiting.sort_unstable();
+        waiting.truncate(most);
+        let mtu = self.mtu;
+        let mut begin = |(_, ip): (Instant, IpAddr)| {
+            let host = self.hosts.get_mut(&ip)?;
+            let (number, bytes) = (number(), host.size(mtu));
+            host.under_way = Some(UnderWay {
+                number,
+                bytes,
+                sent: now,
+            });
+            host.sent += u64::from(bytes == SMALL);
+            Some(Due {
+                host: ip,
+                number,
+                bytes,
+            })
+        };
+        waiting.into_iter().filter_map(&mut begin).collect()
     }
 
     /// A host has answered. Returns whether that was asked for.
@@ -384,6 +391,22 @@ mod tests {
         let other = "192.0.2.9".parse().unwrap();
         assert!(!table.answered(other, 7, 1_450, now));
         assert!(table.has(HOST) && !table.has(other));
+    }
+
+    #[test]
+    fn every_host_gets_its_turn_when_there_are_too_many() {
+        let (mut table, now) = table(1_450);
+        let hosts = (0..200).map(|last| IpAddr::from([10, 0, 0, last]));
+        table.set(1_450, hosts, now);
+        // 40 a second, where a hundred would be due.
+        for millis in (0..20_000).step_by(50) {
+            let now = now + Duration::from_millis(millis);
+            for due in table.due(now, 2, || millis) {
+                table.answered(due.host, millis, 1_450, now);
+            }
+        }
+        let sent = table.report().iter().map(|host| host.sent).min();
+        assert!(sent >= Some(2), "{sent:?}");
     }
 
     #[test]
