@@ -15,11 +15,12 @@ use diagnostic::Extras;
 use networkdb::{NetworkDb, NetworkId};
 use overlay_sync::driver::Running;
 use overlay_sync::kernel::check::check;
+use overlay_sync::kernel::mounts::are_private;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::kernel::{Flavour, netns};
 use overlay_sync::{DataPath, NetworkConfig, Settings, Timing};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::args::{AgentArgs, Compat, Preset, Switch};
 
@@ -101,6 +102,13 @@ impl Path {
         if local.is_loopback() || local.is_unspecified() {
             bail!(
                 "--data-path on: other hosts cannot send packets to {local}, give --advertise-addr or --data-path-addr"
+            );
+        }
+        if are_private(&self.dir) == Some(true) {
+            warn!(
+                dir = %self.dir.display(),
+                "the namespaces of networks are seen in the mount namespace of this process alone: a start in another one makes \
+                 new ones. Mount the directory as shared, or give the service none of its own (PrivateMounts=, PrivateTmp=)"
             );
         }
         let (tell, notices) = mpsc::channel(NOTICES_MAX);

@@ -10,6 +10,7 @@ mod links;
 #[cfg(any(test, feature = "memory-kernel"))]
 pub mod memory;
 mod monitor;
+pub mod mounts;
 pub mod netlink;
 pub mod netns;
 pub(crate) mod packets;

@@ -134,6 +134,9 @@ fn the_command_plans_verifies_repairs_and_cleans_up() -> Result<()> {
     let Some((mut bed, _containers, _echo)) = meddled("command", 125)? else {
         return Ok(());
     };
+    // The agents of the bed have a mount namespace of their own.
+    let warning = "in the mount namespace of this process alone";
+    bed.agent(1)?.logged(warning, 1)?;
     let run = |bed: &Overlay, args: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = bed.on(1)?;
         command.arg(binary()?).arg("datapath").args(args);
