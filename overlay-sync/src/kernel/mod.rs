@@ -4,6 +4,7 @@
 //! a network namespace of its own with a VXLAN device and a bridge for each of its segments. Objects that we made carry a
 //! mark, so that those of others are told from ours and left alone.
 
+pub mod balancer;
 pub mod check;
 mod devices;
 mod links;

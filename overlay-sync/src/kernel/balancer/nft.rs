@@ -1,0 +1,84 @@
+//! Runs `nft` in a namespace: a script is one transaction, done as a whole or not at all, and tables are read as JSON.
+//!
+//! The program is the interface that nftables keeps stable; its netlink messages are expressions on registers, and the
+//! libraries for them are either copyleft or run the same program.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write as _};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use serde_json::Value;
+
+use super::super::netns;
+use super::super::socket::Refusal;
+
+/// How much of what the program complains about is told, in characters.
+const COMPLAINT_MAX: usize = 300;
+
+/// Applies a script in a namespace; nothing is done on an error. None stands for the namespace of the calling thread.
+pub(super) fn apply(namespace: Option<&File>, script: &str) -> Result<(), Refusal> {
+    if script.is_empty() {
+        return Ok(());
+    }
+    run(namespace, &["-f", "-"], script).map(drop)
+}
+
+/// Lists a table of the family `inet`; none when it is not there.
+pub(super) fn list(namespace: Option<&File>, table: &str) -> Result<Option<Vec<Value>>, Refusal> {
+    let told = run(namespace, &["-j", "list", "table", "inet", table], "");
+    let told = match told {
+        Err(refusal) if refusal.to_string().contains("No such file or directory") => {
+            return Ok(None);
+        }
+        told => told?,
+    };
+    let mut read: Value = serde_json::from_slice(&told)
+        .map_err(|error| Refusal::own(&format!("nft told no JSON: {error}")))?;
+    match read["nftables"].take() {
+        Value::Array(objects) => Ok(Some(objects)),
+        _ => Err(Refusal::own("nft told no list of objects")),
+    }
+}
+
+/// Says why the program cannot be used here, if so.
+pub(super) fn missing(namespace: Option<&File>) -> Option<String> {
+    let tried = run(namespace, &["list", "tables"], "");
+    tried.err().map(|refusal| refusal.to_string())
+}
+
+fn run(namespace: Option<&File>, args: &[&str], script: &str) -> Result<Vec<u8>, Refusal> {
+    let work = || -> io::Result<_> {
+        let mut command = Command::new("nft");
+        command.args(args).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        // A child is in the namespace of the thread that starts it.
+        let mut child = command.spawn()?;
+        let mut input = child.stdin.take();
+        thread::scope(|scope| {
+            // It may tell before it has read everything.
+            scope.spawn(move || {
+                // What it did not read, it complains about itself.
+                input.as_mut().map(|to| to.write_all(script.as_bytes()))
+            });
+            child.wait_with_output()
+        })
+    };
+    let output = match namespace {
+        Some(namespace) => netns::inside(namespace, work),
+        None => work(),
+    };
+    let output = output.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            Refusal::own("the program nft is not installed (Debian: nftables), or not in PATH")
+        }
+        _ => error.into(),
+    })?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let complaint = complaint.split_whitespace().collect::<Vec<_>>().join(" ");
+    let complaint: String = complaint.chars().take(COMPLAINT_MAX).collect();
+    Err(Refusal::own(&format!("nft: {complaint}")))
+}
