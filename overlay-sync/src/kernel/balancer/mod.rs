@@ -5,6 +5,8 @@
 
 mod conntrack;
 mod ground;
+#[cfg(any(test, feature = "memory-kernel"))]
+pub mod memory;
 mod nft;
 mod nftables;
 mod uplink;
