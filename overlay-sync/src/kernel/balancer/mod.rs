@@ -3,6 +3,8 @@
 //! Both hold the same: every frontend with its targets, marked as ours, so that a process that starts again finds what the
 //! one before it made, and changes of it only what differs.
 
+mod genl;
+mod ipvs;
 mod nft;
 
 use std::collections::BTreeMap;
