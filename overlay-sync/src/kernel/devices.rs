@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use ipnet::IpNet;
@@ -219,8 +220,15 @@ impl Open {
         let found = links::addresses(&mut self.socket, Some(bridge.index))?;
         let nets = found.into_iter().map(|(_, net)| net);
         Ok(nets
-            .filter(|net| !bridge.is_own_link_local(net.addr()))
+            .filter(|net| !bridge.is_own_link_local(net.addr()) && !is_single(net))
             .collect())
+    }
+
+    /// Returns the addresses that a bridge has for itself and not as a gateway of a subnet: those of services.
+    pub(super) fn single_addresses(&mut self, bridge: &Link) -> Result<BTreeSet<IpAddr>, Refusal> {
+        let found = links::addresses(&mut self.socket, Some(bridge.index))?;
+        let nets = found.into_iter().map(|(_, net)| net);
+        Ok(nets.filter(is_single).map(|net| net.addr()).collect())
     }
 
     /// Returns what gives a bridge the gateways that it should have, and no others.
@@ -244,6 +252,11 @@ impl Open {
         });
         first.map_or(Ok(()), Err)
     }
+}
+
+/// Tells whether it is one address and no subnet, which no gateway has (see `check_subnet` of the layout).
+fn is_single(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
 }
 
 /// Says whose name it is that is taken.

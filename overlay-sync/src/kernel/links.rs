@@ -13,9 +13,11 @@ use netlink_packet_route::address::{
 };
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use networkdb::NetworkId;
 use rustix::io::Errno;
@@ -336,6 +338,44 @@ pub(super) fn make_bridge(device: &Device) -> Request {
 pub(super) fn bridge_address(device: &Device) -> LinkAttribute {
     let mac = Mac::of_bridge(device.vni, device.local);
     LinkAttribute::Address(mac.bytes().to_vec())
+}
+
+/// Makes a link with two ends, the other in a namespace. Same as `ip link add NAME type veth peer name PEER netns NAMESPACE`.
+pub(super) fn make_veth(name: &str, peer: &str, namespace: BorrowedFd<'_>) -> Request {
+    let mut other = LinkMessage::default();
+    other.attributes = vec![
+        LinkAttribute::IfName(peer.to_owned()),
+        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+    ];
+    make(vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]),
+    ])
+}
+
+/// Leads all packets that have no other way to a gateway. Same as `ip route add default via GATEWAY dev DEV`.
+pub(super) fn default_route(index: u32, gateway: IpAddr) -> Request {
+    let mut message = RouteMessage::default();
+    message.header.address_family = match gateway {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    };
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        RouteAttribute::Gateway(RouteAddress::from(gateway)),
+        RouteAttribute::Oif(index),
+    ];
+    Request {
+        message: RouteNetlinkMessage::NewRoute(message),
+        flags: NLM_F_CREATE | NLM_F_EXCL,
+        forgives: &[],
+    }
 }
 
 fn make(attributes: Vec<LinkAttribute>) -> Request {

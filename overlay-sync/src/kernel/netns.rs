@@ -190,7 +190,7 @@ pub(super) fn own() -> io::Result<File> {
 
 /// Writes below `/proc/sys/net` of the calling thread's namespace. What the kernel was built without needs no value, and in
 /// a container that may not write there the kernel's own values do, too.
-fn set(key: &str, value: &str) -> io::Result<()> {
+pub(super) fn set(key: &str, value: &str) -> io::Result<()> {
     let is_no_matter = |kind| [ErrorKind::NotFound, ErrorKind::ReadOnlyFilesystem].contains(&kind);
     match fs::write(Path::new("/proc/sys/net").join(key), value) {
         Err(error) if !is_no_matter(error.kind()) => Err(error),

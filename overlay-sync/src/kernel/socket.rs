@@ -259,18 +259,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Receives one message of the kernel, which holds several of the protocol's, and returns its length.
     fn receive(&mut self) -> Result<usize, Refusal> {
-        loop {
-            match recv(&self.inner, &mut self.incoming[..], RecvFlags::TRUNC) {
-                Ok((_, bytes)) if bytes > self.incoming.len() => {
-                    return Err(Refusal::own("an answer is too long"));
-                }
-                Ok((_, bytes)) => return Ok(bytes),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+        receive_into(&self.inner, &mut self.incoming)
     }
 
     /// Reads answers until that of the last request is there; answered ones become none.
@@ -331,6 +321,23 @@ impl Socket {
     }
 }
 
+/// Receives one message of the kernel, which holds several of the protocol's, and returns its length.
+pub(super) fn receive_into(
+    socket: &netlink_sys::Socket,
+    buffer: &mut [u8],
+) -> Result<usize, Refusal> {
+    loop {
+        match recv(socket, &mut buffer[..], RecvFlags::TRUNC) {
+            Ok((_, bytes)) if bytes > buffer.len() => {
+                return Err(Refusal::own("an answer is too long"));
+            }
+            Ok((_, bytes)) => return Ok(bytes),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
 /// Gives a socket large buffers: beyond the system's limit if the process may, else up to it.
 pub(super) fn enlarge(socket: &netlink_sys::Socket) -> io::Result<()> {
     if sockopt::set_socket_recv_buffer_size_force(socket, BUFFER_BYTES).is_err() {
@@ -343,7 +350,7 @@ pub(super) fn enlarge(socket: &netlink_sys::Socket) -> io::Result<()> {
 }
 
 /// Reads the outcome of an answer or of the end of a dump; none if it is success.
-fn refusal_of(payload: &[u8]) -> Option<Refusal> {
+pub(super) fn refusal_of(payload: &[u8]) -> Option<Refusal> {
     let code = payload.first_chunk().copied().map(i32::from_ne_bytes)?;
     if code == 0 {
         return None;
@@ -370,7 +377,7 @@ pub(super) struct Frame<'a> {
     /// Its flags.
     flags: u16,
     /// Which request it belongs to.
-    sequence: u32,
+    pub(super) sequence: u32,
     /// What comes behind the header.
     pub(super) payload: &'a [u8],
 }

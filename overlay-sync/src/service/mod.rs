@@ -180,6 +180,20 @@ impl Protocol {
         }
     }
 
+    /// Finds one by its name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let mut all = [Self::Tcp, Self::Udp, Self::Sctp].into_iter();
+        all.find(|protocol| protocol.name() == name)
+    }
+
+    /// Finds one by its number in IP headers.
+    #[must_use]
+    pub fn numbered(number: u8) -> Option<Self> {
+        let mut all = [Self::Tcp, Self::Udp, Self::Sctp].into_iter();
+        all.find(|protocol| protocol.number() == number)
+    }
+
     /// Returns its number in IP headers (IANA's list of protocol numbers).
     #[must_use]
     pub fn number(self) -> u8 {

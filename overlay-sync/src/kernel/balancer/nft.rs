@@ -41,6 +41,13 @@ pub(super) fn list(namespace: Option<&File>, table: &str) -> Result<Option<Vec<V
     }
 }
 
+/// Removes a table of the family `inet` if it is there.
+pub(super) fn remove(namespace: Option<&File>, table: &str) -> Result<(), Refusal> {
+    // Adding what is there changes nothing, and what is not there cannot be deleted.
+    let script = format!("table inet {table}\ndelete table inet {table}\n");
+    apply(namespace, &script)
+}
+
 /// Says why the program cannot be used here, if so.
 pub(super) fn missing(namespace: Option<&File>) -> Option<String> {
     let tried = run(namespace, &["list", "tables"], "");

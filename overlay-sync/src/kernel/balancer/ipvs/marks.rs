@@ -14,7 +14,7 @@ use super::super::nft;
 use crate::kernel::socket::Refusal;
 
 /// The table, of the family `inet`.
-const TABLE: &str = "networkdb-ipvs";
+pub(super) const TABLE: &str = "networkdb-ipvs";
 
 /// Its maps and the types of their keys.
 const MAPS: [(&str, &str); 2] = [("marks4", "ipv4_addr"), ("marks6", "ipv6_addr")];

@@ -25,7 +25,7 @@ use rustix::io::Errno;
 use self::marks::Marks;
 use self::message::{Command, Destination, Key, Mode};
 use super::genl::{Family, Message};
-use super::{Engine, INDEX_MIN};
+use super::{Engine, INDEX_MIN, nft};
 use crate::kernel::netns;
 use crate::kernel::socket::{Refusal, Request, Socket};
 use crate::record::Protocol;
@@ -34,6 +34,9 @@ use crate::service::{Frontend, Published, Service, Target};
 
 /// Where the settings of a namespace are.
 const SETTINGS_DIR: &str = "/proc/sys/net/ipv4/vs";
+
+/// What is there once IPVS is loaded.
+const LOADED: &str = "/proc/net/ip_vs";
 
 /// What IPVS has to be told in each namespace, as it does not do so by itself.
 const SETTINGS: [(&str, &str); 4] = [
@@ -138,6 +141,14 @@ impl Engine for Ipvs {
         }
         Ok(counts)
     }
+
+    fn clear(&mut self, namespace: &File) -> Result<(), Refusal> {
+        // Asking a kernel whether it has IPVS would load it; what is not loaded holds nothing.
+        if Path::new(LOADED).exists() {
+            Table::open(namespace)?.clear()?;
+        }
+        nft::remove(Some(namespace), marks::TABLE)
+    }
 }
 
 /// IPVS of one namespace. It is opened anew for each call, as its socket would keep the namespace of a removed network.
@@ -166,6 +177,20 @@ impl Table {
         let message = message::of_service(family, Command::GetDestination, key);
         let parse = |kind, payload: &[u8]| message::read_destination(family, key, kind, payload);
         self.socket.dump(message, parse)
+    }
+
+    /// Removes all that is ours.
+    fn clear(&mut self) -> Result<(), Refusal> {
+        let services = self.services()?.into_keys();
+        let ours = services.filter(|key| is_ours(*key));
+        let requests: Vec<_> = ours
+            .map(|key| message::of_service(self.family, Command::DeleteService, key))
+            .map(request)
+            .collect();
+        let mut refused = None;
+        self.socket
+            .batch(requests, |_, refusal| refused = Some(refusal));
+        refused.map_or(Ok(()), Err)
     }
 
     /// Reads the services of ours that are held, each with its number.
@@ -368,17 +393,7 @@ impl<'a> Changes<'a> {
     }
 
     fn ask(&mut self, at: Option<usize>, message: Message) {
-        let forgives: &[Errno] = if is_removal(&message) {
-            &[Errno::NOENT, Errno::SRCH]
-        } else {
-            &[]
-        };
-        let request = Request {
-            message,
-            flags: 0,
-            forgives,
-        };
-        self.requests.push((at, request));
+        self.requests.push((at, request(message)));
     }
 
     fn send(&mut self, socket: &mut Socket) {
@@ -439,7 +454,7 @@ impl Orphans {
             .map(|(ip, mark)| mark_key(*ip, *mark))
             .collect();
         let ours = services.keys();
-        let ours = ours.filter(|key| mark_of(**key).is_some_and(|mark| mark >= INDEX_MIN));
+        let ours = ours.filter(|key| mark_of(**key).is_some() && is_ours(**key));
         let orphans = ours.filter(|key| !marked.contains(key)).map(|key| {
             let held = table.destinations(*key)?;
             Ok((*key, held.iter().map(|held| held.target).collect()))
@@ -524,11 +539,27 @@ fn published(key: Key) -> Option<Published> {
     (port_key(published) == key).then_some(published)
 }
 
-fn is_removal(message: &Message) -> bool {
+/// Tells whether a service has a number of ours, or is for a published port.
+fn is_ours(key: Key) -> bool {
+    match key {
+        Key::Mark { mark, .. } => mark >= INDEX_MIN,
+        Key::Port { .. } => published(key).is_some(),
+    }
+}
+
+/// Makes a request of a message. What is to be removed may be gone already.
+fn request(message: Message) -> Request<Message> {
     let removals = [Command::DeleteService, Command::DeleteDestination];
-    removals
-        .iter()
-        .any(|command| *command as u8 == message.command())
+    let is_removal = |command: &Command| *command as u8 == message.command();
+    let forgives: &[Errno] = match removals.iter().any(is_removal) {
+        true => &[Errno::NOENT, Errno::SRCH],
+        false => &[],
+    };
+    Request {
+        message,
+        flags: 0,
+        forgives,
+    }
 }
 
 fn is_of_service(message: &Message) -> bool {

@@ -353,6 +353,21 @@ mod kernel {
 
     #[test]
     #[ignore = "needs a kernel with IPVS to itself"]
+    fn clearing_leaves_what_is_somebody_elses() {
+        let ns = namespace("clear");
+        let inside =
+            |command: &[&str]| run(&[&["nsenter", "--net=/run/netns/clear"], command].concat());
+        apply(&ns, &[ServiceOp::Set(vip(1), service(&[("10.0.0.8", 1)]))]);
+        inside(&["ipvsadm", "-A", "-f", "9", "-s", "rr"]);
+        for _ in 0..2 {
+            Ipvs.clear(&ns).unwrap();
+            assert_eq!(inside(&["ipvsadm", "-Sn"]), "-A -f 9 -s rr\n");
+            assert_eq!(inside(&["nft", "list", "tables"]), "");
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a kernel with IPVS to itself"]
     #[expect(
         clippy::disallowed_methods,
         clippy::print_stdout,
