@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::kernel::Vni;
 use crate::record::{cidr, unusable};
+use crate::service::{Forwarding, Scheduler};
 
 /// Most subnets of a network, so that no value of a table keeps a host busy with devices.
 pub const SUBNETS_MAX: usize = 1_024;
@@ -43,6 +44,36 @@ pub struct NetworkConfig {
     /// Packets between hosts are to be encrypted.
     #[serde(default)]
     pub encrypted: bool,
+    /// How connections to services are led.
+    #[serde(default, skip_serializing_if = "ServicesConfig::is_default")]
+    pub services: ServicesConfig,
+    /// Ports that services of this network publish are ports of every host; so of one network of a host.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub ingress: bool,
+}
+
+/// How connections to services of a network are led to endpoints.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServicesConfig {
+    /// How an endpoint is chosen: `rr` one after the other, `sh` by the client's address, `lc` with the fewest connections
+    /// (IPVS only). Default `rr`.
+    #[serde(default)]
+    pub scheduler: Scheduler,
+    /// `nat`: endpoints see the balancer's address, need nothing and answer by it. `direct` (IPVS only): they see the
+    /// client's and answer it by themselves, for which each must have the VIP on its loopback device. Default `nat`.
+    #[serde(default)]
+    pub forwarding: Forwarding,
+}
+
+impl ServicesConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// One segment of an overlay network.
@@ -211,6 +242,11 @@ impl NetworkConfig {
         } else {
             MTU_MIN
         }
+    }
+
+    /// Returns all subnets.
+    pub fn subnets(&self) -> impl Iterator<Item = &IpNet> {
+        self.segments.iter().flat_map(|segment| &segment.subnets)
     }
 
     /// Returns the segment that an endpoint's address belongs to: one with a subnet that contains it and has the same prefix

@@ -18,8 +18,10 @@ use crate::desired::Claim;
 use crate::guard::Evidence;
 use crate::kernel::Kernel;
 use crate::network::NetworkConfig;
+use crate::reconcile::network::Record;
 use crate::reconcile::{Clock, Reconciler};
-use crate::record::PeerRecord;
+use crate::record::{ENDPOINT_TABLE, EndpointRecord, PeerRecord};
+use crate::service::table::ServiceClaim;
 
 /// How often networks that come and go, and what is heard, are looked at.
 const LOOK_PERIOD: Duration = Duration::from_millis(250);
@@ -55,6 +57,7 @@ pub(super) struct Feed {
 #[derive(Debug)]
 struct Watches {
     peers: Watch,
+    endpoints: Watch,
     configs: Watch,
     look: Interval,
 }
@@ -100,6 +103,7 @@ impl Feed {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.watches = Some(Watches {
             peers: self.db.watch(filter(peer_table())).await?,
+            endpoints: self.db.watch(filter(endpoint_table())).await?,
             configs: self.db.watch(filter(config_table())).await?,
             look,
         });
@@ -119,6 +123,7 @@ impl Feed {
         };
         tokio::select! {
             event = watches.peers.next() => event.map(Event::Watch).ok_or(Closed),
+            event = watches.endpoints.next() => event.map(Event::Watch).ok_or(Closed),
             event = watches.configs.next() => event.map(Event::Watch).ok_or(Closed),
             _ = watches.look.tick() => Ok(Event::Look),
             () = due => Ok(Event::Due),
@@ -129,14 +134,17 @@ impl Feed {
     pub(super) async fn tell<K: Kernel>(&mut self, event: Event, to: &mut Reconciler<K>) {
         match event {
             Event::Watch(WatchEvent::Change(change)) => {
-                if change.table == peer_table() {
-                    if !self.attached.contains(&change.network) {
-                        self.look(to).await;
-                    }
-                    self.record(&change.network, change.key, to).await;
+                let record = if change.table == peer_table() {
+                    Record::Peer(change.key)
+                } else if change.table == endpoint_table() {
+                    Record::Endpoint(change.key)
                 } else {
-                    self.configure(&change.network, to);
+                    return self.configure(&change.network, to);
+                };
+                if !self.attached.contains(&change.network) {
+                    self.look(to).await;
                 }
+                self.record(&change.network, record, to).await;
             }
             Event::Watch(WatchEvent::Resync) => self.tell_anew(to).await,
             Event::Watch(
@@ -221,28 +229,46 @@ impl Feed {
             let key = entry.key.clone();
             to.set(network, key, claim(entry));
         }
+        for entry in self.db.table(network, &endpoint_table()) {
+            let key = entry.key.clone();
+            to.set_endpoint(network, key, service_claim(entry));
+        }
     }
 
     /// The watch has lost events: everything is told, and what is told no more is gone.
     async fn tell_anew<K: Kernel>(&mut self, to: &mut Reconciler<K>) {
         for network in self.attached.clone() {
             self.configure(&network, to);
-            for key in to.keys(&network) {
-                self.record(&network, key, to).await;
+            for record in to.records(&network) {
+                self.record(&network, record, to).await;
             }
             self.tell_network(&network, to);
         }
     }
 
     /// Tells how a record is now.
-    async fn record<K: Kernel>(&mut self, network: &NetworkId, key: Key, to: &mut Reconciler<K>) {
-        match self.db.entry(network, &peer_table(), &key) {
-            Ok(entry) => to.set(network, key, claim(entry)),
-            Err(ReadError::Hidden) => {
-                self.gather_evidence(to).await;
-                to.hide(network, &key);
+    async fn record<K: Kernel>(
+        &mut self,
+        network: &NetworkId,
+        record: Record,
+        to: &mut Reconciler<K>,
+    ) {
+        let (table, key) = match &record {
+            Record::Peer(key) => (peer_table(), key),
+            Record::Endpoint(key) => (endpoint_table(), key),
+        };
+        match (self.db.entry(network, &table, key), record) {
+            (Ok(entry), Record::Peer(key)) => to.set(network, key, claim(entry)),
+            (Ok(entry), Record::Endpoint(key)) => {
+                to.set_endpoint(network, key, service_claim(entry));
             }
-            Err(ReadError::Absent | ReadError::Deleted | _) => to.remove(network, &key),
+            (Err(ReadError::Hidden), record) => {
+                self.gather_evidence(to).await;
+                to.hide_record(network, &record);
+            }
+            (Err(ReadError::Absent | ReadError::Deleted | _), record) => {
+                to.remove_record(network, &record);
+            }
         }
     }
 
@@ -311,6 +337,18 @@ impl Feed {
 
 fn config_table() -> TableName {
     TableName::new(CONFIG_TABLE).expect("a short name")
+}
+
+fn endpoint_table() -> TableName {
+    TableName::new(ENDPOINT_TABLE).expect("a short name")
+}
+
+fn service_claim(entry: Entry) -> ServiceClaim {
+    ServiceClaim {
+        record: EndpointRecord::decode(&entry.value),
+        version: entry.version(),
+        owner: entry.owner,
+    }
 }
 
 fn claim(entry: Entry) -> Claim {

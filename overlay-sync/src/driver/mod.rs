@@ -19,17 +19,20 @@ use networkdb::engine::{Write, WriteAction};
 use networkdb::{Key, NetworkDb, NetworkId, TableName, WriteError};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use self::feed::Feed;
 use self::probes::{Targets, Tunnels};
+use crate::kernel::balancer::Balancer;
 use crate::kernel::{Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
 use crate::plan::Op;
 use crate::reconcile::report::{NetworkReport, PlanReport};
 use crate::reconcile::rows::RowsReport;
+use crate::reconcile::services::{Balanced, ServicesReport};
 use crate::reconcile::{AskError, Clock, Reconciler, Settings};
 use crate::record::{PEER_TABLE, PeerRecord};
+use crate::service::plan::ServiceOp;
 
 /// The table in which a network's configuration is, under the network's own id.
 pub const CONFIG_TABLE: &str = "networks";
@@ -79,6 +82,12 @@ enum Request {
         oneshot::Sender<Result<RowsReport, AskError>>,
     ),
     Repair(NetworkId, oneshot::Sender<Result<Vec<Op>, AskError>>),
+    Services(oneshot::Sender<Vec<ServicesReport>>),
+    Balanced(NetworkId, oneshot::Sender<Result<Box<Balanced>, AskError>>),
+    RepairServices(
+        NetworkId,
+        oneshot::Sender<Result<Vec<ServiceOp>, AskError>>,
+    ),
     Leftovers(oneshot::Sender<Result<BTreeSet<NetworkId>, KernelError>>),
     Vteps(oneshot::Sender<BTreeMap<NetworkId, BTreeMap<IpAddr, usize>>>),
     Targets(oneshot::Sender<BTreeMap<NetworkId, Targets>>),
@@ -86,16 +95,34 @@ enum Request {
     Stop,
 }
 
+/// The parts of a host that a data path works on.
+#[derive(Debug)]
+pub struct Host<K> {
+    /// The kernel.
+    pub kernel: K,
+    /// What the kernel tells of its own accord.
+    pub notices: mpsc::Receiver<Notice>,
+    /// What balances services; none where nothing can.
+    pub balancer: Option<Box<dyn Balancer>>,
+    /// Services are balanced; else what was balanced before is removed.
+    pub is_balancing: bool,
+}
+
 impl DataPath {
     /// Starts the thread. `configs` are the networks that this node has a configuration of; others are read from the table
-    /// [`CONFIG_TABLE`]. `notices` is what the kernel tells of its own accord.
+    /// [`CONFIG_TABLE`].
     pub fn start<K: Kernel + 'static>(
         db: &NetworkDb,
-        kernel: K,
-        notices: mpsc::Receiver<Notice>,
+        host: Host<K>,
         configs: BTreeMap<NetworkId, NetworkConfig>,
         settings: Settings,
     ) -> io::Result<(Self, Running)> {
+        let Host {
+            kernel,
+            notices,
+            balancer,
+            is_balancing,
+        } = host;
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let path = Self {
             db: db.clone(),
@@ -107,10 +134,14 @@ impl DataPath {
         let runtime = Builder::new_current_thread().enable_time().build()?;
         let thread = thread::Builder::new().name("data-path".to_owned());
         let thread = thread.spawn(move || {
-            let reconciler = Reconciler::new(kernel, settings, clock());
+            let mut reconciler = Reconciler::new(kernel, settings, clock());
+            if let Some(balancer) = balancer {
+                reconciler.balance(balancer, is_balancing);
+            }
             let detection = reconciler.settings().timing.detection;
             let driver = Driver {
-                feed: Feed::new(db, configs, detection),
+                feed: Feed::new(db.clone(), configs, detection),
+                db,
                 reconciler,
             };
             runtime.block_on(driver.run(asked, notices));
@@ -186,41 +217,42 @@ impl DataPath {
         endpoint: &Key,
         record: &PeerRecord,
     ) -> Result<(), WriteError> {
-        let value = Bytes::from(record.encode());
-        let created = self.write(network, endpoint, WriteAction::Create(value.clone()));
-        match created.await {
-            Err(WriteError::Exists { .. }) => {
-                self.write(network, endpoint, WriteAction::Update(value))
-                    .await
-            }
-            done => done,
-        }
+        register(&self.db, network, endpoint, record).await
     }
 
     /// Tells the cluster that an endpoint is gone.
     pub async fn unregister(&self, network: &NetworkId, endpoint: &Key) -> Result<(), WriteError> {
-        self.write(network, endpoint, WriteAction::Delete).await
+        write(&self.db, network, endpoint, WriteAction::Delete).await
+    }
+
+    /// Tells of the services of all networks, as far as it is known without asking the kernel.
+    pub async fn services(&self) -> Result<Vec<ServicesReport>, Ended> {
+        self.ask(Request::Services).await
+    }
+
+    /// Compares the services of a network with what the kernel holds, changes nothing.
+    pub async fn balanced(&self, network: &NetworkId) -> Result<Balanced, DataPathError> {
+        let network = network.clone();
+        let balanced = self.ask(|to| Request::Balanced(network, to)).await??;
+        Ok(*balanced)
+    }
+
+    /// Sets right what differs of the services of a network; returns what was done. On an error of the kernel the rest was
+    /// done.
+    pub async fn repair_services(
+        &self,
+        network: &NetworkId,
+    ) -> Result<Vec<ServiceOp>, DataPathError> {
+        let network = network.clone();
+        Ok(self
+            .ask(|to| Request::RepairServices(network, to))
+            .await??)
     }
 
     /// Returns the address of this host that other hosts send packets to.
     #[must_use]
     pub fn local(&self) -> IpAddr {
         self.local
-    }
-
-    async fn write(
-        &self,
-        network: &NetworkId,
-        endpoint: &Key,
-        action: WriteAction,
-    ) -> Result<(), WriteError> {
-        let write = Write {
-            network: network.clone(),
-            table: peer_table(),
-            key: endpoint.clone(),
-            action,
-        };
-        self.db.perform(write).await.map(drop)
     }
 
     /// Ends the thread. The kernel stays as it is.
@@ -243,6 +275,38 @@ impl DataPath {
     }
 }
 
+/// Writes a record in place of what was under its key.
+async fn register(
+    db: &NetworkDb,
+    network: &NetworkId,
+    key: &Key,
+    record: &PeerRecord,
+) -> Result<(), WriteError> {
+    let value = Bytes::from(record.encode());
+    let created = write(db, network, key, WriteAction::Create(value.clone()));
+    match created.await {
+        Err(WriteError::Exists { .. }) => {
+            write(db, network, key, WriteAction::Update(value)).await
+        }
+        done => done,
+    }
+}
+
+async fn write(
+    db: &NetworkDb,
+    network: &NetworkId,
+    key: &Key,
+    action: WriteAction,
+) -> Result<(), WriteError> {
+    let write = Write {
+        network: network.clone(),
+        table: peer_table(),
+        key: key.clone(),
+        action,
+    };
+    db.perform(write).await.map(drop)
+}
+
 /// Returns the name of the table of endpoints.
 fn peer_table() -> TableName {
     TableName::new(PEER_TABLE).expect("a short name")
@@ -259,6 +323,7 @@ fn clock() -> Clock {
 /// What the thread holds.
 #[derive(Debug)]
 struct Driver<K> {
+    db: NetworkDb,
     feed: Feed,
     reconciler: Reconciler<K>,
 }
@@ -275,6 +340,7 @@ impl<K: Kernel> Driver<K> {
         }
         loop {
             let next = self.reconciler.poll();
+            self.grant().await;
             tokio::select! {
                 event = self.feed.next(next) => match event {
                     Ok(event) => self.feed.tell(event, &mut self.reconciler).await,
@@ -298,6 +364,19 @@ impl<K: Kernel> Driver<K> {
         }
     }
 
+    /// Writes the records that the reconciler wants written; what is refused is wanted again later.
+    async fn grant(&mut self) {
+        for (network, key, record) in self.reconciler.wishes() {
+            let written = match &record {
+                Some(record) => register(&self.db, &network, &key, record).await,
+                None => write(&self.db, &network, &key, WriteAction::Delete).await,
+            };
+            if let Err(error) = written {
+                debug!(%network, %key, %error, "address of the balancer not told");
+            }
+        }
+    }
+
     fn answer(&mut self, request: Request) {
         // Whoever asked may have gone away.
         match request {
@@ -307,6 +386,14 @@ impl<K: Kernel> Driver<K> {
                 drop(to.send(self.reconciler.rows(&network, &after, limit)));
             }
             Request::Repair(network, to) => drop(to.send(self.reconciler.repair(&network))),
+            Request::Services(to) => drop(to.send(self.reconciler.services())),
+            Request::Balanced(network, to) => {
+                let balanced = self.reconciler.balanced(&network);
+                drop(to.send(balanced.map(Box::new)));
+            }
+            Request::RepairServices(network, to) => {
+                drop(to.send(self.reconciler.repair_services(&network)));
+            }
             Request::Leftovers(to) => drop(to.send(self.reconciler.leftovers())),
             Request::Vteps(to) => drop(to.send(self.reconciler.vteps())),
             Request::Targets(to) => drop(to.send(self.reconciler.targets())),

@@ -5,9 +5,12 @@
 //! change that is not ours, and after anything was refused. Until all records of a network are known, nothing is removed.
 
 mod backoff;
-mod network;
+mod balance;
+pub(crate) mod network;
 pub mod report;
 pub mod rows;
+pub mod services;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -17,22 +20,29 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use networkdb::{Key, NetworkId};
-use tracing::{error, info};
+use networkdb::{Key, NetworkId, NodeId};
+use tracing::{error, info, warn};
 
-use self::network::Network;
+use self::network::{Network, Record, Setup};
 use self::report::{NetworkReport, PlanReport, State};
 use self::rows::RowsReport;
+use self::services::{Balanced, ServicesReport};
 use crate::desired::{Claim, Underlay};
 use crate::driver::probes::Targets;
 use crate::guard::Evidence;
+use crate::kernel::balancer::Balancer;
 use crate::kernel::{Flavour, Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
 use crate::plan::Op;
+use crate::record::PeerRecord;
+use crate::service::plan::ServiceOp;
+use crate::service::table::ServiceClaim;
 
 /// What the reconciler goes by.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Settings {
+    /// This node, whose name the records of its balancer bear.
+    pub node: NodeId,
     /// Address of this host that other hosts send packets to.
     pub local: IpAddr,
     /// UDP port of all VXLAN devices.
@@ -58,6 +68,8 @@ pub struct Timing {
     pub detection: Duration,
     /// How long a frozen network stays as it is, and how long a start waits for all records. Default 60 s.
     pub hold: Duration,
+    /// How long connections to an endpoint that is about to end are kept at most. Default 60 s.
+    pub drain: Duration,
 }
 
 impl Default for Timing {
@@ -68,6 +80,7 @@ impl Default for Timing {
             pause_min: Duration::from_millis(50),
             detection: Duration::from_secs(4),
             hold: Duration::from_secs(60),
+            drain: Duration::from_secs(60),
         }
     }
 }
@@ -112,6 +125,9 @@ enum Entry {
 #[derive(Debug)]
 pub struct Reconciler<K> {
     kernel: K,
+    balancer: Option<Box<dyn Balancer>>,
+    /// Services are balanced; else what was balanced before is removed.
+    is_balancing: bool,
     settings: Settings,
     clock: Clock,
     networks: BTreeMap<NetworkId, Entry>,
@@ -133,6 +149,9 @@ pub enum AskError {
         /// Why.
         reason: String,
     },
+    /// Services are not balanced on this node.
+    #[error("services of network {0} are not balanced on this node (--load-balancer off)")]
+    NotBalanced(NetworkId),
     /// The kernel refused.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -143,11 +162,20 @@ impl<K: Kernel> Reconciler<K> {
     pub fn new(kernel: K, settings: Settings, clock: Clock) -> Self {
         Self {
             kernel,
+            balancer: None,
+            is_balancing: false,
             settings,
             clock,
             networks: BTreeMap::new(),
             evidence: Evidence::default(),
         }
+    }
+
+    /// Balances services from now on, to be said before any network is attached. When `is_on` is false, the balancer only
+    /// removes what one before it has left.
+    pub fn balance(&mut self, balancer: Box<dyn Balancer>, is_on: bool) {
+        self.balancer = Some(balancer);
+        self.is_balancing = is_on;
     }
 
     /// This node is attached to a network, and this is its configuration, if there is one. Returns true when the records
@@ -199,13 +227,46 @@ impl<K: Kernel> Reconciler<K> {
             let done = network.reconfigure(config, underlay, now);
             return done.map_err(|error| error.to_string());
         }
-        let timing = self.settings.timing;
-        let network = Network::new(id.clone(), config, underlay, timing, now);
+        if config.ingress
+            && let Some(other) = self.ingress()
+        {
+            return Err(format!(
+                "network {other} is the ingress network of this host, and there can be only one"
+            ));
+        }
+        if !self.is_balancing {
+            self.clear_services(id);
+        }
+        let setup = Setup {
+            config,
+            underlay,
+            timing: self.settings.timing,
+            node: self.settings.node.clone(),
+            is_balanced: self.is_balancing,
+        };
+        let network = Network::new(id.clone(), setup, now);
         let network = network.map_err(|error| error.to_string())?;
         info!(network = %id, "data path taken up");
         self.networks
             .insert(id.clone(), Entry::Running(Box::new(network)));
         Ok(())
+    }
+
+    /// Returns the network whose published ports are those of this host.
+    fn ingress(&self) -> Option<&NetworkId> {
+        let mut running = self.running_networks();
+        let found = running.find(|(_, network)| network.config.ingress);
+        found.map(|(id, _)| id)
+    }
+
+    /// Removes what is balanced in a network, of this run or one before it.
+    fn clear_services(&mut self, network: &NetworkId) {
+        let Some(balancer) = &mut self.balancer else {
+            return;
+        };
+        if let Err(error) = balancer.clear(network) {
+            warn!(%network, %error, "services not removed");
+        }
     }
 
     fn underlay(&mut self) -> Result<Underlay, KernelError> {
@@ -221,6 +282,7 @@ impl<K: Kernel> Reconciler<K> {
     /// This node is no longer attached to a network: its namespace goes.
     pub fn detach(&mut self, network: &NetworkId) {
         if let Some(Entry::Running(_)) = self.networks.remove(network) {
+            self.clear_services(network);
             let failures = self.kernel.apply(network, &[Op::RemoveNamespace]);
             match failures.first() {
                 None => info!(%network, "data path removed"),
@@ -247,18 +309,50 @@ impl<K: Kernel> Reconciler<K> {
 
     /// A record of a network is gone for good.
     pub fn remove(&mut self, network: &NetworkId, key: &Key) {
+        self.remove_record(network, &Record::Peer(key.clone()));
+    }
+
+    /// A record of an endpoint of a network is visible.
+    pub fn set_endpoint(&mut self, network: &NetworkId, key: Key, claim: ServiceClaim) {
         let now = self.clock.now();
         if let Some(network) = self.running(network) {
-            network.remove(key, now);
+            network.set_endpoint(key, claim, now);
+        }
+    }
+
+    /// A record of either table is gone for good.
+    pub(crate) fn remove_record(&mut self, network: &NetworkId, record: &Record) {
+        let now = self.clock.now();
+        if let Some(network) = self.running(network) {
+            network.remove(record, now);
         }
     }
 
     /// A record of a network is hidden, because its owner has failed.
     pub fn hide(&mut self, network: &NetworkId, key: &Key) {
+        self.hide_record(network, &Record::Peer(key.clone()));
+    }
+
+    /// A record of either table is hidden, because its owner has failed.
+    pub(crate) fn hide_record(&mut self, network: &NetworkId, record: &Record) {
         let now = self.clock.now();
         if let Some(Entry::Running(network)) = self.networks.get_mut(network) {
-            network.hide(key, &self.evidence, now);
+            network.hide(record, &self.evidence, now);
         }
+    }
+
+    /// Returns records of the balancer's own that are to be written, none for those that are to go; they are returned until
+    /// they have been.
+    #[must_use]
+    pub fn wishes(&mut self) -> Vec<(NetworkId, Key, Option<PeerRecord>)> {
+        let mut all = Vec::new();
+        for (id, entry) in &mut self.networks {
+            if let Entry::Running(network) = entry {
+                let wishes = std::mem::take(&mut network.wishes).into_iter();
+                all.extend(wishes.map(|wish| (id.clone(), wish.key, wish.record)));
+            }
+        }
+        all
     }
 
     /// Takes what the failure detector knows; to be told before records are hidden, and while a network is frozen.
@@ -315,7 +409,8 @@ impl<K: Kernel> Reconciler<K> {
             };
             let now = self.clock.now();
             network.watch_hosts(&self.evidence, now);
-            network.sync(&mut self.kernel, &self.clock, now);
+            let balancer = self.balancer.as_deref_mut();
+            network.sync(&mut self.kernel, balancer, &self.clock, now);
             let at = network.deadline();
             next = Some(next.map_or(at, |next| next.min(at)));
         }
@@ -361,6 +456,42 @@ impl<K: Kernel> Reconciler<K> {
         Ok(running.repair(&mut self.kernel, &self.clock)?)
     }
 
+    /// Tells of the services of all networks, as far as it is known without asking the kernel.
+    #[must_use]
+    pub fn services(&self) -> Vec<ServicesReport> {
+        let now = self.clock.now();
+        let networks = self.running_networks();
+        let reports = networks.filter_map(|(id, network)| {
+            let balance = network.balance.as_ref()?;
+            Some(ServicesReport::new(id, network, balance, now))
+        });
+        reports.collect()
+    }
+
+    /// Compares the services of a network with what the kernel holds, changes nothing.
+    pub fn balanced(&mut self, network: &NetworkId) -> Result<Balanced, AskError> {
+        let now = self.clock.now();
+        let running = running(&mut self.networks, network)?;
+        let Some((balance, balancer)) = running.balance.as_ref().zip(self.balancer.as_deref_mut())
+        else {
+            return Err(unbalanced(network));
+        };
+        let (held, ops) = balance.plan(balancer)?;
+        let report = ServicesReport::new(network, running, balance, now);
+        Ok(Balanced::new(report, balancer.name(), &held, &ops))
+    }
+
+    /// Compares the services of a network with what the kernel holds and sets right what differs; returns what was done.
+    pub fn repair_services(&mut self, network: &NetworkId) -> Result<Vec<ServiceOp>, AskError> {
+        let running = running(&mut self.networks, network)?;
+        let is_settling = running.is_settling();
+        let Some((balance, balancer)) = running.balance.as_mut().zip(self.balancer.as_deref_mut())
+        else {
+            return Err(unbalanced(network));
+        };
+        Ok(balance.full(balancer, is_settling, &self.clock)?)
+    }
+
     /// Returns the networks that have a namespace of ours here although this node is not attached to them, or has no
     /// configuration of theirs.
     pub fn leftovers(&mut self) -> Result<BTreeSet<NetworkId>, KernelError> {
@@ -386,11 +517,10 @@ impl<K: Kernel> Reconciler<K> {
             .collect()
     }
 
-    /// Returns the keys of the records of a network.
-    #[must_use]
-    pub fn keys(&self, network: &NetworkId) -> Vec<Key> {
+    /// Returns the records of a network that count.
+    pub(crate) fn records(&self, network: &NetworkId) -> Vec<Record> {
         match self.networks.get(network) {
-            Some(Entry::Running(network)) => network.keys(),
+            Some(Entry::Running(network)) => network.records(),
             Some(Entry::Unconfigured | Entry::Refused { .. }) | None => Vec::new(),
         }
     }
@@ -414,6 +544,10 @@ impl<K: Kernel> Reconciler<K> {
             Entry::Unconfigured | Entry::Refused { .. } => None,
         })
     }
+}
+
+fn unbalanced(network: &NetworkId) -> AskError {
+    AskError::NotBalanced(network.clone())
 }
 
 fn running<'a>(

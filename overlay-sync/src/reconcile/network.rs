@@ -8,27 +8,41 @@ use networkdb::{Key, NetworkId, NodeId};
 use tracing::{info, warn};
 
 use super::backoff::Backoff;
+use super::balance::Balance;
 use super::report::{Counts, Freeze, NetworkReport, PlanReport, Syncs};
 use super::rows::{RowsReport, page};
+use super::sources::Wish;
 use super::{Clock, Timing};
 use crate::desired::{Claim, Overlay, OverlayError, Place, Underlay};
 use crate::driver::probes::Targets;
 use crate::guard::{Evidence, Guard, Verdict};
+use crate::kernel::balancer::Balancer;
 use crate::kernel::{Actual, Failure, Kernel, KernelError, Notice};
 use crate::network::NetworkConfig;
 use crate::plan::{Op, plan, plan_places};
+use crate::service::table::ServiceClaim;
 
 /// One overlay network on this host.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     id: NetworkId,
     pub(super) config: NetworkConfig,
-    underlay: Underlay,
-    overlay: Overlay,
-    timing: Timing,
+    pub(super) underlay: Underlay,
+    pub(super) overlay: Overlay,
+    pub(super) timing: Timing,
     guard: Guard,
+    /// Its services; none when this host balances nothing.
+    pub(super) balance: Option<Balance>,
+    /// This node.
+    pub(super) node: NodeId,
+    /// What is to be told to the cluster of the balancer's own addresses.
+    pub(super) wishes: Vec<Wish>,
+    /// When they are thought over; none when nothing has changed.
+    pub(super) wishes_due: Option<Instant>,
+    /// From when on addresses are chosen although not all records are known.
+    pub(super) wishes_from: Instant,
     /// Records whose owners have failed. Those that still count have no claim here.
-    hidden: BTreeMap<Key, Hidden>,
+    hidden: BTreeMap<Record, Hidden>,
     /// What the kernel held when it was last asked, and what was done since.
     believed: Actual,
     /// Places that may differ from what is wanted.
@@ -57,20 +71,61 @@ struct Hidden {
     owner: NodeId,
     at: Instant,
     /// What is to come back when the network freezes; none while the record counts.
-    claim: Option<Claim>,
+    claim: Option<Claimed>,
+}
+
+/// A record of one of the two tables.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Record {
+    Peer(Key),
+    Endpoint(Key),
+}
+
+/// What a record says.
+#[derive(Debug)]
+enum Claimed {
+    Peer(Claim),
+    Endpoint(ServiceClaim),
+}
+
+impl Claimed {
+    fn owner(&self) -> &NodeId {
+        match self {
+            Self::Peer(claim) => &claim.owner,
+            Self::Endpoint(claim) => &claim.owner,
+        }
+    }
+}
+
+/// What a network is taken up with.
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) config: NetworkConfig,
+    pub(super) underlay: Underlay,
+    pub(super) timing: Timing,
+    pub(super) node: NodeId,
+    /// Services are balanced on this host.
+    pub(super) is_balanced: bool,
 }
 
 impl Network {
     /// Takes up a network; nothing is removed until [`Network::settle`] or a hold has passed.
-    pub(super) fn new(
-        id: NetworkId,
-        config: NetworkConfig,
-        underlay: Underlay,
-        timing: Timing,
-        now: Instant,
-    ) -> Result<Self, OverlayError> {
+    pub(super) fn new(id: NetworkId, setup: Setup, now: Instant) -> Result<Self, OverlayError> {
+        let Setup {
+            config,
+            underlay,
+            timing,
+            node,
+            is_balanced,
+        } = setup;
+        let balance = || Balance::new(id.clone(), config.clone(), timing, now);
         Ok(Self {
             overlay: Overlay::new(config.clone(), underlay.clone())?,
+            balance: is_balanced.then(balance),
+            node,
+            wishes: Vec::new(),
+            wishes_due: Some(now),
+            wishes_from: now + timing.detection / 2,
             id,
             config,
             underlay,
@@ -102,8 +157,12 @@ impl Network {
             return Ok(());
         }
         self.overlay.reconfigure(config.clone(), underlay.clone())?;
+        if let Some(balance) = &mut self.balance {
+            balance.reconfigure(config.clone(), now);
+        }
         (self.config, self.underlay) = (config, underlay);
         self.full_due = now;
+        self.think_over_wishes(now);
         Ok(())
     }
 
@@ -112,34 +171,88 @@ impl Network {
         if self.settle_by.take().is_some() {
             info!(network = %self.id, "all records known, the data path follows them");
             self.full_due = now;
+            if let Some(balance) = &mut self.balance {
+                balance.settle(now);
+            }
+            self.think_over_wishes(now);
         }
     }
 
-    /// A record is visible.
+    /// A record of a peer is visible.
     pub(super) fn set(&mut self, key: Key, claim: Claim, now: Instant) {
-        self.hidden.remove(&key);
-        let owner = claim.owner.clone();
-        let places = self.overlay.set(key, claim);
-        self.touch(places, now);
+        self.set_claimed(Record::Peer(key), Claimed::Peer(claim), now);
+    }
+
+    /// A record of an endpoint is visible.
+    pub(super) fn set_endpoint(&mut self, key: Key, claim: ServiceClaim, now: Instant) {
+        self.set_claimed(Record::Endpoint(key), Claimed::Endpoint(claim), now);
+    }
+
+    fn set_claimed(&mut self, record: Record, claimed: Claimed, now: Instant) {
+        self.hidden.remove(&record);
+        let owner = claimed.owner().clone();
+        self.claim(record, claimed, now);
         // A host whose record is visible is there.
         if self.guard.failed().any(|host| *host == owner) {
             self.guard.host_returned(&owner);
         }
     }
 
+    /// Lets a record count.
+    fn claim(&mut self, record: Record, claimed: Claimed, now: Instant) {
+        match (record, claimed) {
+            (Record::Peer(key), Claimed::Peer(claim)) => {
+                let places = self.overlay.set(key, claim);
+                self.touch(places, now);
+            }
+            (Record::Endpoint(key), Claimed::Endpoint(claim)) => {
+                if let Some(balance) = &mut self.balance {
+                    balance.set(key, claim, now);
+                }
+            }
+            (Record::Peer(_), Claimed::Endpoint(_)) | (Record::Endpoint(_), Claimed::Peer(_)) => {}
+        }
+        self.think_over_wishes(now);
+    }
+
+    /// Lets a record count no more.
+    fn disclaim(&mut self, record: &Record, now: Instant) {
+        match record {
+            Record::Peer(key) => {
+                let places = self.overlay.remove(key);
+                self.touch(places, now);
+            }
+            Record::Endpoint(key) => {
+                if let Some(balance) = &mut self.balance {
+                    balance.remove(key, now);
+                }
+            }
+        }
+        self.think_over_wishes(now);
+    }
+
     /// A record is gone for good.
-    pub(super) fn remove(&mut self, key: &Key, now: Instant) {
-        self.hidden.remove(key);
-        let places = self.overlay.remove(key);
-        self.touch(places, now);
+    pub(super) fn remove(&mut self, record: &Record, now: Instant) {
+        self.hidden.remove(record);
+        self.disclaim(record, now);
+    }
+
+    fn claimed(&self, record: &Record) -> Option<Claimed> {
+        match record {
+            Record::Peer(key) => self.overlay.claim(key).cloned().map(Claimed::Peer),
+            Record::Endpoint(key) => {
+                let claim = self.balance.as_ref()?.services.claim(key);
+                claim.cloned().map(Claimed::Endpoint)
+            }
+        }
     }
 
     /// A record is hidden, because its owner has failed.
-    pub(super) fn hide(&mut self, key: &Key, evidence: &Evidence, now: Instant) {
-        let Some(claim) = self.overlay.claim(key).cloned() else {
+    pub(super) fn hide(&mut self, record: &Record, evidence: &Evidence, now: Instant) {
+        let Some(claimed) = self.claimed(record) else {
             return;
         };
-        let owner = claim.owner.clone();
+        let owner = claimed.owner().clone();
         let mut hidden = Hidden {
             owner: owner.clone(),
             at: now,
@@ -154,11 +267,10 @@ impl Network {
             self.guard.host_failed(&owner, &present, evidence, now)
         };
         if verdict == Verdict::Follow {
-            let places = self.overlay.remove(key);
-            self.touch(places, now);
-            hidden.claim = Some(claim);
+            self.disclaim(record, now);
+            hidden.claim = Some(claimed);
         }
-        self.hidden.insert(key.clone(), hidden);
+        self.hidden.insert(record.clone(), hidden);
         if verdict == Verdict::Freeze && !was_frozen {
             self.freeze(evidence, now);
         }
@@ -177,15 +289,14 @@ impl Network {
     /// Brings back what was removed a moment ago.
     fn freeze(&mut self, evidence: &Evidence, now: Instant) {
         let failed: BTreeSet<NodeId> = self.guard.failed().cloned().collect();
-        let mut places = BTreeSet::new();
-        for (key, hidden) in &mut self.hidden {
-            if failed.contains(&hidden.owner)
-                && let Some(claim) = hidden.claim.take()
-            {
-                places.extend(self.overlay.set(key.clone(), claim));
-            }
+        let recent = self.hidden.iter_mut();
+        let recent = recent.filter(|(_, hidden)| failed.contains(&hidden.owner));
+        let back: Vec<(Record, Claimed)> = recent
+            .filter_map(|(record, hidden)| Some((record.clone(), hidden.claim.take()?)))
+            .collect();
+        for (record, claimed) in back {
+            self.claim(record, claimed, now);
         }
-        self.touch(places, now);
         self.counts.freezes += 1;
         warn!(
             network = %self.id,
@@ -200,12 +311,12 @@ impl Network {
     /// Lets go of what failed hosts had.
     fn thaw(&mut self, now: Instant) {
         let gone = std::mem::take(&mut self.hidden);
-        let mut places = BTreeSet::new();
-        for (key, _) in gone.iter().filter(|(_, hidden)| hidden.claim.is_none()) {
-            places.extend(self.overlay.remove(key));
+        let counting = gone.iter().filter(|(_, hidden)| hidden.claim.is_none());
+        for (record, _) in counting.clone() {
+            self.disclaim(record, now);
         }
-        info!(network = %self.id, rows = places.len(), "the data path follows the tables again");
-        self.touch(places, now);
+        let records = counting.count();
+        info!(network = %self.id, records, "the data path follows the tables again");
     }
 
     /// Looks whether a freeze is over, and forgets what cannot come back.
@@ -274,6 +385,11 @@ impl Network {
         if is_news {
             self.look_soon(now);
         }
+        if matches!(notice, Notice::Network(_))
+            && let Some(balance) = &mut self.balance
+        {
+            balance.look_soon(now);
+        }
     }
 
     /// Asks the kernel for everything soon, but not more often than is bearable when somebody else keeps changing things.
@@ -297,11 +413,19 @@ impl Network {
     pub(super) fn deadline(&self) -> Instant {
         let soonest = self.due.map_or(self.full_due, |due| due.min(self.full_due));
         let held = self.guard.deadline().into_iter().chain(self.settle_by);
+        let services = self.balance.as_ref().map(Balance::deadline);
+        let held = held.chain(services).chain(self.wishes_due);
         held.fold(soonest, Instant::min)
     }
 
     /// Does what is due.
-    pub(super) fn sync(&mut self, kernel: &mut dyn Kernel, clock: &Clock, now: Instant) {
+    pub(super) fn sync(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        balancer: Option<&mut (dyn Balancer + '_)>,
+        clock: &Clock,
+        now: Instant,
+    ) {
         if self.settle_by.is_some_and(|by| now >= by) {
             warn!(network = %self.id, "no other host has told all records in time, the data path follows those that are known");
             self.settle(now);
@@ -312,6 +436,17 @@ impl Network {
         } else if self.due.is_some_and(|due| now >= due) {
             self.increment(kernel, clock);
         }
+        if self.wishes_due.is_some_and(|due| now >= due) {
+            self.wish(now);
+        }
+        if let (Some(balance), Some(balancer)) = (&mut self.balance, balancer) {
+            balance.sync(balancer, self.settle_by.is_some(), clock, now);
+        }
+    }
+
+    /// Tells whether not all records are known yet.
+    pub(super) fn is_settling(&self) -> bool {
+        self.settle_by.is_some()
     }
 
     fn increment(&mut self, kernel: &mut dyn Kernel, clock: &Clock) {
@@ -323,7 +458,7 @@ impl Network {
         let failures = self.apply(kernel, &ops);
         let ended = clock.now();
         self.gather_until = ended + self.timing.gather;
-        self.syncs.increment(ended, ended - began, &ops);
+        self.syncs.increment(ended, ended - began, ops.len());
         self.retry_after(&failures, ended);
     }
 
@@ -351,7 +486,7 @@ impl Network {
         let failures = self.apply(kernel, &ops);
         let ended = clock.now();
         self.gather_until = ended + self.timing.gather;
-        self.syncs.full(ended, ended - began, &ops);
+        self.syncs.full(ended, ended - began, ops.len());
         self.full_due = ended + self.timing.full_period;
         self.retry_after(&failures, ended);
         match failures.into_iter().next() {
@@ -477,8 +612,12 @@ impl Network {
         }
     }
 
-    /// Returns the keys of all records.
-    pub(super) fn keys(&self) -> Vec<Key> {
-        self.overlay.keys().cloned().collect()
+    /// Returns all records that count.
+    pub(super) fn records(&self) -> Vec<Record> {
+        let peers = self.overlay.keys().cloned().map(Record::Peer);
+        let services = self.balance.iter().map(|balance| &balance.services);
+        let endpoints = services.flat_map(|services| services.claims());
+        let endpoints = endpoints.map(|(key, _)| Record::Endpoint(key.clone()));
+        peers.chain(endpoints).collect()
     }
 }

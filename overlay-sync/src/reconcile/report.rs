@@ -214,22 +214,22 @@ impl Counts {
 }
 
 impl Syncs {
-    pub(super) fn full(&mut self, at: Instant, took: Duration, ops: &[Op]) {
+    pub(super) fn full(&mut self, at: Instant, took: Duration, operations: usize) {
         self.full += 1;
         self.full_at = Some(at);
         self.full_took = took;
-        self.changed(at, ops);
+        self.changed(at, operations);
     }
 
-    pub(super) fn increment(&mut self, at: Instant, took: Duration, ops: &[Op]) {
+    pub(super) fn increment(&mut self, at: Instant, took: Duration, operations: usize) {
         self.increments += 1;
         self.increment_took = took;
-        self.changed(at, ops);
+        self.changed(at, operations);
     }
 
-    fn changed(&mut self, at: Instant, ops: &[Op]) {
-        self.operations += ops.len() as u64;
-        if !ops.is_empty() {
+    fn changed(&mut self, at: Instant, operations: usize) {
+        self.operations += operations as u64;
+        if operations > 0 {
             self.changed_at = Some(at);
         }
     }

@@ -5,6 +5,8 @@
 //! are written in.
 
 pub mod plan;
+pub mod source;
+pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
