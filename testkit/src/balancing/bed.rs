@@ -10,12 +10,12 @@ use overlay_sync::kernel::balancer::{Balancer as _, KernelBalancer, Kind};
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::kernel::{Device, Flavour, Kernel as _, Vni};
 use overlay_sync::plan::Op;
+use overlay_sync::record::Protocol;
 use overlay_sync::service::{Balancing, Frontend, Published, Service, Target};
 use tempfile::TempDir;
 
 use super::traffic::Server;
-use crate::e2e::process::SOON;
-use crate::e2e::process::until;
+use crate::e2e::process::{SOON, until};
 use crate::overlay::{Container, run_in};
 
 /// The subnets of the network.
@@ -27,7 +27,7 @@ const GATEWAYS: [&str; 2] = ["10.0.1.1/24", "fd00:1::1/64"];
 /// The balancer's own addresses.
 const SOURCES: [&str; 2] = ["10.0.1.250", "fd00:1::fa"];
 
-/// The VIP of a service.
+/// The first VIP of a service; each case has the next, as the kernel remembers connections for a while.
 const VIPS: [&str; 2] = ["10.0.1.100", "fd00:1::64"];
 
 /// Addresses of the host beside that of its loopback device.
@@ -46,6 +46,8 @@ pub struct Bed {
     pub(super) network: NetworkId,
     /// Which IP the addresses below are of: 0 for IPv4, 1 for IPv6.
     pub(super) version: usize,
+    /// Which case it is.
+    pub(super) case: u8,
     kind: Kind,
     kernel: NetlinkKernel,
     vni: Vni,
@@ -94,6 +96,7 @@ impl Bed {
             servers: servers.collect::<Result<_>>()?,
             client: container(20)?,
             version: 0,
+            case: 0,
             network,
             kind,
             kernel,
@@ -127,7 +130,10 @@ impl Bed {
 
     /// Returns the VIP.
     pub(super) fn vip(&self) -> Result<IpAddr> {
-        Ok(VIPS[self.version].parse()?)
+        Ok(match VIPS[self.version].parse()? {
+            IpAddr::V4(ip) => IpAddr::V4((ip.to_bits() + u32::from(self.case)).into()),
+            IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() + u128::from(self.case)).into()),
+        })
     }
 
     /// Returns addresses of the host by which its ports are reached.
@@ -183,11 +189,7 @@ impl Bed {
     }
 
     /// Describes a published port.
-    pub(super) fn published(
-        &self,
-        protocol: overlay_sync::record::Protocol,
-        port: u16,
-    ) -> Frontend {
+    pub(super) fn published(&self, protocol: Protocol, port: u16) -> Frontend {
         Frontend::Published(Published {
             is_v6: self.version == 1,
             protocol,

@@ -15,6 +15,9 @@ use super::traffic::{Connection, PORT, ask_udp};
 use crate::e2e::process::{SOON, note, until};
 use crate::overlay::{run_in, shell_in};
 
+/// How often the process starts anew.
+const RESTARTS: usize = 3;
+
 /// One thing that is tried.
 type Case = fn(&mut Bed) -> Result<()>;
 
@@ -62,6 +65,10 @@ fn vip(bed: &Bed) -> Result<SocketAddr> {
     Ok((bed.vip()?, PORT).into())
 }
 
+fn frontend(bed: &Bed) -> Result<Frontend> {
+    Ok(Frontend::Address(bed.vip()?))
+}
+
 /// Checks that each of the servers was asked as often as any other, or once more.
 fn is_even(counts: &BTreeMap<u8, usize>, servers: &[u8]) -> Result<()> {
     let found: Vec<_> = counts.keys().copied().collect();
@@ -75,7 +82,7 @@ fn turns(bed: &mut Bed) -> Result<()> {
     let wanted = bed.at_vip(bed.service(&all(), 0)?)?;
     bed.balance(&wanted)?;
     let indices = bed.read()?.indices;
-    let frontend = Frontend::Address(bed.vip()?);
+    let frontend = frontend(bed)?;
     ensure!(indices == [(frontend, INDEX_MIN)].into(), "{indices:?}");
     let to = vip(bed)?;
     is_even(&bed.count(30, |bed| bed.ask_tcp(to))?, &[1, 2, 3])?;
@@ -137,7 +144,7 @@ fn drain(bed: &mut Bed) -> Result<()> {
     let to = vip(bed)?;
     let mut held: Vec<_> = (0..6).map(|_| bed.connect(to)).collect::<Result<_>>()?;
     let target = bed.target(2, 0)?;
-    let frontend = Frontend::Address(bed.vip()?);
+    let frontend = frontend(bed)?;
     let open = |bed: &mut Bed| -> Result<u64> {
         let counts = bed.balancer.connections(&bed.network)?;
         Ok(counts.get(&(frontend, target)).copied().unwrap_or(0))
@@ -177,7 +184,7 @@ fn recycled(bed: &mut Bed) -> Result<()> {
 }
 
 fn gone(bed: &mut Bed) -> Result<()> {
-    let frontend = Frontend::Address(bed.vip()?);
+    let frontend = frontend(bed)?;
     bed.balance(&bed.at_vip(bed.service(&all(), 0)?)?)?;
     let to = vip(bed)?;
     let held: Vec<_> = (0..6).map(|_| bed.connect(to)).collect::<Result<_>>()?;
@@ -330,28 +337,26 @@ fn published(bed: &mut Bed) -> Result<()> {
 }
 
 fn restart(bed: &mut Bed) -> Result<()> {
-    let wanted = bed.at_vip(bed.service(&[(1, 1), (2, 1), (3, 0)], 0)?)?;
+    let weights = [(1, 1), (2, 1), (3, 0)];
+    let wanted = bed.at_vip(bed.service(&weights, 0)?)?;
     bed.balance(&wanted)?;
-    let load = bed.load(vip(bed)?, 20)?;
+    let load = bed.load(vip(bed)?, 20, true)?;
     let before = (bed.read()?, rules(bed)?);
-    for _ in 0..5 {
+    let set = ServiceOp::Set(frontend(bed)?, bed.service(&weights, 0)?);
+    for _ in 0..RESTARTS {
         bed.restart()?;
         let held = bed.read()?;
         ensure!(held == before.0, "{held:?}, not {:?}", before.0);
         let ops = bed.balance(&wanted)?;
         ensure!(ops.is_empty(), "{}", ops[0]);
         ensure!(rules(bed)? == before.1, "it was written again");
-        // Whoever does not compare writes the same once more.
-        let again = ServiceOp::Set(
-            Frontend::Address(bed.vip()?),
-            bed.service(&[(1, 1), (2, 1), (3, 0)], 0)?,
-        );
-        let failures = bed.balancer.apply(&bed.network, &[again]);
-        ensure!(failures.is_empty(), "{:?}", failures[0]);
     }
+    // Whoever does not compare asks for the same once more.
+    let failures = bed.balancer.apply(&bed.network, &[set]);
+    ensure!(failures.is_empty(), "{:?}", failures[0]);
     let made = load.stop().context("under load")?;
     note(&format!(
-        "{made} connections were made and 20 went on over five restarts"
+        "{made} connections were made and 20 went on over {RESTARTS} restarts"
     ));
     Ok(())
 }
@@ -365,23 +370,21 @@ fn rules(bed: &Bed) -> Result<String> {
     Ok(rules)
 }
 
+/// New connections may be refused in the moment in which a service of IPVS has no scheduler (`ip_vs_edit_service` in
+/// net/netfilter/ipvs/ip_vs_ctl.c).
 fn reschedule(bed: &mut Bed) -> Result<()> {
-    let load = {
-        bed.balance(&bed.at_vip(bed.service(&all(), 0)?)?)?;
-        bed.load(vip(bed)?, 20)?
-    };
-    let schedulers = [
+    bed.balance(&bed.at_vip(bed.service(&all(), 0)?)?)?;
+    let load = bed.load(vip(bed)?, 20, false)?;
+    for scheduler in [
         Scheduler::WeightedRoundRobin,
         Scheduler::SourceHash,
         Scheduler::RoundRobin,
-    ];
-    for scheduler in schedulers {
+    ] {
         let service = Service {
             scheduler,
             ..bed.service(&all(), 0)?
         };
         bed.balance(&bed.at_vip(service)?)?;
     }
-    load.stop().context("under load")?;
-    Ok(())
+    load.stop().context("under load").map(drop)
 }

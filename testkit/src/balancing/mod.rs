@@ -24,6 +24,7 @@ pub fn run(kind: Kind) -> Result<()> {
     let mut bed = Bed::up(kind)?;
     let mut failed = Vec::new();
     for (name, case) in cases::ALL {
+        bed.case += 1;
         let start = now();
         let outcome = case(&mut bed).with_context(|| name.to_owned());
         let outcome = outcome.and_then(|()| bed.clear().context("clear"));

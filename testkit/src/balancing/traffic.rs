@@ -19,6 +19,9 @@ pub(super) const PORT: u16 = 80;
 /// How long an answer may take.
 const WAIT: Duration = Duration::from_secs(5);
 
+/// How long a load pauses between two rounds.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// A container that serves until the process ends.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -136,8 +139,8 @@ impl Bed {
         Ok(counts)
     }
 
-    /// Uses connections to an address, and makes new ones all the time.
-    pub(super) fn load(&self, to: SocketAddr, count: usize) -> Result<Load> {
+    /// Uses connections to an address, and makes new ones, too, if it is to, all the time.
+    pub(super) fn load(&self, to: SocketAddr, count: usize, makes_new: bool) -> Result<Load> {
         let mut held: Vec<_> = (0..count)
             .map(|_| self.connect(to))
             .collect::<Result<_>>()?;
@@ -152,11 +155,15 @@ impl Bed {
                     for connection in &mut held {
                         connection.use_it()?;
                     }
-                    Connection::open(to)?.use_it()?;
-                    made += 1;
+                    if makes_new {
+                        Connection::open(to)?.use_it()?;
+                        made += 1;
+                    }
                     if is_last {
                         return Ok(made);
                     }
+                    // Else there would be nothing left of an emulated machine for those who balance.
+                    thread::sleep(PAUSE);
                 }
             };
             crate::hosts::enter_file(&path, work)?

@@ -218,11 +218,25 @@ pub(super) fn write(vm: &Vm, base: &Path, to: &Path) -> Result<()> {
     // Some programs do what their name says.
     let name = vm.program.file_name().context("a program has a name")?;
     let program = Path::new("/opt").join(name);
-    archive.copy(&vm.program, &program)?;
+    let stripped = to.with_extension("program");
+    archive.copy(&strip(&vm.program, stripped), &program)?;
     let command = command(vm, &program);
     archive.file(Path::new("/run.env"), 0o644, environment(vm)?.as_bytes())?;
     archive.file(Path::new("/run.sh"), 0o644, command.as_bytes())?;
     archive.finish()
+}
+
+/// Returns a program without what only debuggers read, which is nine tenths of one that cargo has built and would fill the
+/// machine's memory.
+fn strip(program: &Path, to: PathBuf) -> PathBuf {
+    let mut strip = Command::new("strip");
+    strip
+        .arg("--strip-debug")
+        .arg("-o")
+        .args([&to])
+        .arg(program);
+    // It may be a script, and there may be no `strip` and enough memory.
+    run(&mut strip).map_or_else(|_| program.to_owned(), |_| to)
 }
 
 fn environment(vm: &Vm) -> Result<String> {
