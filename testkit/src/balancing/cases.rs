@@ -9,9 +9,9 @@ use overlay_sync::record::Protocol;
 use overlay_sync::service::plan::ServiceOp;
 use overlay_sync::service::{Forwarding, Frontend, Scheduler, Service, Target};
 
-use super::Bed;
 use super::bed::SERVERS;
 use super::traffic::{Connection, PORT, ask_udp};
+use super::{Bed, drift};
 use crate::e2e::process::{SOON, note, until};
 use crate::overlay::{run_in, shell_in};
 
@@ -22,7 +22,7 @@ const RESTARTS: usize = 3;
 type Case = fn(&mut Bed) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Case); 16] = [
+pub(super) const ALL: [(&str, Case); 19] = [
     ("targets take turns", turns),
     ("targets take turns, IPv6", |bed| v6(bed, turns)),
     ("weights are kept", weights),
@@ -48,6 +48,9 @@ pub(super) const ALL: [(&str, Case); 16] = [
         "a scheduler changes without breaking connections",
         reschedule,
     ),
+    ("what somebody else changed is put right", drift::changed),
+    ("rules that were flushed come back", drift::flushed),
+    ("many services are no matter", drift::many),
 ];
 
 fn v6(bed: &mut Bed, case: Case) -> Result<()> {
@@ -57,11 +60,11 @@ fn v6(bed: &mut Bed, case: Case) -> Result<()> {
     outcome
 }
 
-fn all() -> Vec<(u8, u32)> {
+pub(super) fn all() -> Vec<(u8, u32)> {
     (1..=SERVERS).map(|number| (number, 1)).collect()
 }
 
-fn vip(bed: &Bed) -> Result<SocketAddr> {
+pub(super) fn vip(bed: &Bed) -> Result<SocketAddr> {
     Ok((bed.vip()?, PORT).into())
 }
 
@@ -70,7 +73,7 @@ fn frontend(bed: &Bed) -> Result<Frontend> {
 }
 
 /// Checks that each of the servers was asked as often as any other, or once more.
-fn is_even(counts: &BTreeMap<u8, usize>, servers: &[u8]) -> Result<()> {
+pub(super) fn is_even(counts: &BTreeMap<u8, usize>, servers: &[u8]) -> Result<()> {
     let found: Vec<_> = counts.keys().copied().collect();
     let (low, high) = (counts.values().min(), counts.values().max());
     let is_even = low.zip(high).is_some_and(|(low, high)| high - low <= 1);

@@ -5,6 +5,7 @@
 
 mod bed;
 mod cases;
+mod drift;
 mod traffic;
 
 use std::process::Command;
