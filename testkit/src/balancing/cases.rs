@@ -22,7 +22,7 @@ const RESTARTS: usize = 3;
 type Case = fn(&mut Bed) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Case); 19] = [
+pub(super) const ALL: [(&str, Case); 20] = [
     ("targets take turns", turns),
     ("targets take turns, IPv6", |bed| v6(bed, turns)),
     ("weights are kept", weights),
@@ -49,6 +49,7 @@ pub(super) const ALL: [(&str, Case); 19] = [
         reschedule,
     ),
     ("what somebody else changed is put right", drift::changed),
+    ("settings are those of the namespace", drift::settings),
     ("rules that were flushed come back", drift::flushed),
     ("many services are no matter", drift::many),
 ];

@@ -1,5 +1,7 @@
 //! What somebody else has changed, and what there is a lot of.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use overlay_sync::kernel::balancer::Balancer as _;
 use overlay_sync::service::plan::ServiceOp;
@@ -53,6 +55,26 @@ pub(super) fn changed(bed: &mut Bed) -> Result<()> {
     bed.inside(&["ipvsadm", "-D", "-f", "9"])?;
     let to = vip(bed)?;
     is_even(&bed.count(12, |bed| bed.ask_tcp(to))?, &[1, 2, 3])
+}
+
+/// What IPVS is told in the namespace, it is told there and nowhere else.
+pub(super) fn settings(bed: &mut Bed) -> Result<()> {
+    if !bed.is_ipvs() {
+        return Ok(());
+    }
+    bed.balance(&bed.at_vip(bed.service(&all(), 0)?)?)?;
+    for (key, value, default) in [
+        ("conntrack", "1", "0"),
+        ("conn_reuse_mode", "0", "1"),
+        ("expire_nodest_conn", "1", "0"),
+        ("expire_quiescent_template", "1", "0"),
+    ] {
+        let path = format!("/proc/sys/net/ipv4/vs/{key}");
+        let (there, here) = (bed.inside(&["cat", &path])?, fs::read_to_string(&path)?);
+        ensure!(there.trim() == value, "{key} is {there} in the namespace");
+        ensure!(here.trim() == default, "{key} is {here} on the host");
+    }
+    Ok(())
 }
 
 /// Without its rules nothing works until they are there again, and then each VIP has the number that it had.

@@ -44,8 +44,8 @@ pub(super) fn boot(
         .stdout(qemu);
     let mut child = command.spawn().context("start the emulator")?;
     let (has_ended, passed) = thread::scope(|scope| {
-        let out = scope.spawn(move || pass(&out, stdout));
-        let err = scope.spawn(move || pass(&err, stderr));
+        let out = scope.spawn(|| pass(&out, stdout));
+        let err = scope.spawn(|| pass(&err, stderr));
         let has_ended = wait(&mut child, vm.limit);
         // An emulator that has not got so far leaves them waiting for it.
         for line in &lines {
@@ -61,7 +61,7 @@ pub(super) fn boot(
             .context("pass on what the program writes")?;
     }
     if vm.is_verbose {
-        io::stderr().write_all(&fs::read(dir.join("console"))?)?;
+        stderr.write_all(&fs::read(dir.join("console"))?)?;
     }
     if !has_ended? {
         return Ok(Ended::TimeLimit);

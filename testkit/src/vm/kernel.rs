@@ -62,13 +62,13 @@ fn find(dir: &Path) -> Result<Option<Kernel>> {
 }
 
 fn download(into: &Path) -> Result<PathBuf> {
-    let told = run(Command::new("apt-cache").args(["depends", PACKAGE]))?;
-    let name = told.lines().find_map(|line| {
-        let name = line.trim().strip_prefix("Depends: ")?;
-        name.starts_with("linux-image").then(|| name.to_owned())
-    });
-    let name =
-        name.with_context(|| format!("apt knows no kernel behind {PACKAGE}; run apt-get update"))?;
+    let mut name = current();
+    if name.is_none() {
+        // Images of machines come without the lists of packages.
+        run(Command::new("apt-get").args(["update", "-qq"]))?;
+        name = current();
+    }
+    let name = name.with_context(|| format!("apt knows no kernel behind {PACKAGE}"))?;
     let mut get = Command::new("apt-get");
     get.args(["download", "-qq", &name]).current_dir(into);
     run(&mut get).with_context(|| format!("download {name}"))?;
@@ -79,4 +79,13 @@ fn download(into: &Path) -> Result<PathBuf> {
         }
     }
     anyhow::bail!("apt-get downloaded nothing")
+}
+
+/// Returns the package of the current kernel, if the lists of packages have it.
+fn current() -> Option<String> {
+    let told = run(Command::new("apt-cache").args(["depends", PACKAGE])).ok()?;
+    told.lines().find_map(|line| {
+        let name = line.trim().strip_prefix("Depends: ")?;
+        name.starts_with("linux-image").then(|| name.to_owned())
+    })
 }

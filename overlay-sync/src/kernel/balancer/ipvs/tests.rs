@@ -1,3 +1,4 @@
+use super::changes::{Changes, Orphans};
 use super::*;
 use crate::service::{Forwarding, Scheduler};
 
