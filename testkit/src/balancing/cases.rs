@@ -10,7 +10,7 @@ use overlay_sync::service::plan::ServiceOp;
 use overlay_sync::service::{Forwarding, Frontend, Scheduler, Service, Target};
 
 use super::bed::SERVERS;
-use super::traffic::{Connection, PORT, ask_udp};
+use super::traffic::{Connection, Datagrams, PORT, ask_udp};
 use super::{Bed, drift};
 use crate::e2e::process::{SOON, note, until};
 use crate::overlay::{run_in, shell_in};
@@ -22,7 +22,7 @@ const RESTARTS: usize = 3;
 type Case = fn(&mut Bed) -> Result<()>;
 
 /// All of them.
-pub(super) const ALL: [(&str, Case); 20] = [
+pub(super) const ALL: [(&str, Case); 21] = [
     ("targets take turns", turns),
     ("targets take turns, IPv6", |bed| v6(bed, turns)),
     ("weights are kept", weights),
@@ -50,6 +50,7 @@ pub(super) const ALL: [(&str, Case); 20] = [
     ),
     ("what somebody else changed is put right", drift::changed),
     ("settings are those of the namespace", drift::settings),
+    ("what cannot be is told and spoils nothing", drift::refused),
     ("rules that were flushed come back", drift::flushed),
     ("many services are no matter", drift::many),
 ];
@@ -191,6 +192,9 @@ fn gone(bed: &mut Bed) -> Result<()> {
     let frontend = frontend(bed)?;
     bed.balance(&bed.at_vip(bed.service(&all(), 0)?)?)?;
     let to = vip(bed)?;
+    let ports: Vec<_> = (0..3).map(|_| bed.datagrams(to)).collect::<Result<_>>()?;
+    let first: Vec<_> = ports.iter().map(Datagrams::ask).collect::<Result<_>>()?;
+    ensure!(first.contains(&2), "{first:?}");
     let held: Vec<_> = (0..6).map(|_| bed.connect(to)).collect::<Result<_>>()?;
     bed.balance(&bed.at_vip(bed.service(&[(1, 1), (3, 1)], 0)?)?)?;
     let forget = ServiceOp::Forget(frontend, bed.target(2, 0)?);
@@ -205,6 +209,11 @@ fn gone(bed: &mut Bed) -> Result<()> {
         }
     }
     ensure!(broken == 2, "{broken} connections were to it");
+    for (port, first) in ports.iter().zip(first) {
+        // Who sends datagrams knows nothing of connections, and has to be answered.
+        let then = port.ask().context("datagrams")?;
+        ensure!((then == first) == (first != 2), "{first}, then {then}");
+    }
     Ok(())
 }
 

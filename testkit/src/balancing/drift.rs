@@ -57,6 +57,33 @@ pub(super) fn changed(bed: &mut Bed) -> Result<()> {
     is_even(&bed.count(12, |bed| bed.ask_tcp(to))?, &[1, 2, 3])
 }
 
+/// One target that the kernel refuses is the failure of its operation alone.
+pub(super) fn refused(bed: &mut Bed) -> Result<()> {
+    if !bed.is_ipvs() {
+        return Ok(());
+    }
+    let mut wanted = bed.at_vip(bed.service(&all(), 0)?)?;
+    let mut bad = bed.service(&all(), 0)?;
+    let nobody = Target {
+        ip: [224, 0, 0, 9].into(),
+        port: 0,
+    };
+    bad.targets.insert(nobody, 1);
+    // Its address comes first.
+    let frontend = Frontend::Address([10, 0, 1, 90].into());
+    wanted.services.insert(frontend, bad);
+    let ops = bed.lacking(&wanted)?;
+    let failures = bed.balancer.apply(&bed.network, &ops);
+    let failed: Vec<_> = failures.iter().map(|failure| &ops[failure.index]).collect();
+    let is_it = |op: &&ServiceOp| matches!(op, ServiceOp::Set(found, _) if *found == frontend);
+    ensure!(
+        failed.len() == 1 && failed.iter().all(is_it),
+        "{failures:?}"
+    );
+    let to = vip(bed)?;
+    is_even(&bed.count(12, |bed| bed.ask_tcp(to))?, &[1, 2, 3])
+}
+
 /// What IPVS is told in the namespace, it is told there and nowhere else.
 pub(super) fn settings(bed: &mut Bed) -> Result<()> {
     if !bed.is_ipvs() {

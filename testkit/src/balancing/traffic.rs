@@ -37,6 +37,12 @@ pub(super) struct Connection {
     pub(super) server: u8,
 }
 
+/// A port that sends datagrams to one address.
+#[derive(Debug)]
+pub(super) struct Datagrams {
+    socket: UdpSocket,
+}
+
 /// Uses connections and makes new ones all the time, until told to stop.
 #[derive(Debug)]
 pub(super) struct Load {
@@ -125,6 +131,11 @@ impl Bed {
         self.client.enter(|| ask_udp(to))?
     }
 
+    /// Takes a port of the client for datagrams.
+    pub(super) fn datagrams(&self, to: SocketAddr) -> Result<Datagrams> {
+        self.client.enter(|| Datagrams::open(to))?
+    }
+
     /// Asks so many times, and counts who answers.
     pub(super) fn count(
         &self,
@@ -172,24 +183,42 @@ impl Bed {
     }
 }
 
-/// Sends a datagram from the network namespace of the calling thread.
-pub(super) fn ask_udp(to: SocketAddr) -> Result<u8> {
-    let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(to)?;
-    socket.set_read_timeout(Some(Duration::from_millis(500)))?;
-    // Emulated machines are slow, and datagrams may be lost.
-    for _ in 0..10 {
-        socket.send(b"?")?;
-        let mut server = [0];
-        match socket.recv(&mut server) {
-            Ok(_) => {
-                let [server] = server;
-                return Ok(server);
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error).context("receive"),
-        }
+impl Datagrams {
+    /// Takes a port in the network namespace of the calling thread.
+    pub(super) fn open(to: SocketAddr) -> Result<Self> {
+        let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse()?;
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(500)))?;
+        Ok(Self { socket })
     }
-    anyhow::bail!("no answer")
+
+    /// Sends a datagram, and says who answers.
+    pub(super) fn ask(&self) -> Result<u8> {
+        // Emulated machines are slow, and datagrams may be lost.
+        for _ in 0..10 {
+            let mut server = [0];
+            let answer = self
+                .socket
+                .send(b"?")
+                .and_then(|_| self.socket.recv(&mut server));
+            match answer {
+                Ok(_) => {
+                    let [server] = server;
+                    return Ok(server);
+                }
+                // What an earlier one met is told to the next.
+                Err(error)
+                    if [ErrorKind::WouldBlock, ErrorKind::ConnectionRefused]
+                        .contains(&error.kind()) => {}
+                Err(error) => return Err(error).context("exchange datagrams"),
+            }
+        }
+        anyhow::bail!("no answer")
+    }
+}
+
+/// Sends a datagram from a port of its own in the network namespace of the calling thread, and says who answers.
+pub(super) fn ask_udp(to: SocketAddr) -> Result<u8> {
+    Datagrams::open(to)?.ask()
 }
