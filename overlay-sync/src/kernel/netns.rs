@@ -229,11 +229,16 @@ fn identity(path: &Path) -> io::Result<Option<Identity>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
-    if !is_namespace(&file)? {
-        return Ok(None);
+    match is_namespace(&file)? {
+        true => identity_of(&file).map(Some),
+        false => Ok(None),
     }
-    let metadata = file.metadata()?;
-    Ok(Some((metadata.dev(), metadata.ino())))
+}
+
+/// Tells which namespace a file is that is one.
+pub(super) fn identity_of(namespace: &File) -> io::Result<Identity> {
+    let metadata = namespace.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn is_namespace(file: &File) -> io::Result<bool> {

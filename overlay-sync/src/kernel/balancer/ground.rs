@@ -38,7 +38,7 @@ const SYSCTLS: [(&str, &str); 6] = [
 ];
 
 /// What is in the table.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Ground {
     /// The rules that are always there are there.
     is_whole: bool,
@@ -81,21 +81,40 @@ impl Ground {
         ground
     }
 
-    /// Applies what operations say of sources and of addresses that are frontends, in one transaction.
+    /// Applies what operations say of sources and of addresses that are frontends, in one transaction. `known` is the table
+    /// as it was last read, and changed since; what it is then is returned.
     pub(super) fn apply<'a>(
+        known: Option<Self>,
         namespace: &File,
-        ops: impl Iterator<Item = &'a ServiceOp>,
-    ) -> Result<(), Refusal> {
+        ops: impl Iterator<Item = &'a ServiceOp> + Clone,
+    ) -> Result<Self, Refusal> {
+        // What somebody else has changed makes it fail, and it is done again with what is there.
+        if let Some(mut ground) = known.filter(|ground| ground.is_whole) {
+            let script = ground.script(ops.clone());
+            if nft::apply(Some(namespace), &script).is_ok() {
+                return Ok(ground);
+            }
+        }
         let mut ground = Self::read(namespace)?;
-        let mut script = String::new();
         if !ground.is_whole {
             set_sysctls(namespace)?;
+        }
+        let script = ground.script(ops);
+        nft::apply(Some(namespace), &script)?;
+        Ok(ground)
+    }
+
+    /// Takes changes and writes what makes them.
+    fn script<'a>(&mut self, ops: impl Iterator<Item = &'a ServiceOp>) -> String {
+        let mut script = String::new();
+        if !self.is_whole {
+            self.is_whole = true;
             script.push_str(&skeleton());
         }
         for op in ops {
-            ground.change(op, &mut script);
+            self.change(op, &mut script);
         }
-        nft::apply(Some(namespace), &script)
+        script
     }
 
     fn change(&mut self, op: &ServiceOp, script: &mut String) {

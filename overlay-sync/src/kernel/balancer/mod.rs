@@ -127,6 +127,8 @@ pub struct KernelBalancer {
     open: BTreeMap<NetworkId, Open>,
     /// Namespaces in which nothing of the other kind is left.
     cleared: BTreeSet<Identity>,
+    /// What there is whatever chooses targets, as it was last read, and changed since.
+    grounds: BTreeMap<Identity, Ground>,
     engine: Box<dyn Engine>,
     other: Box<dyn Engine>,
     uplink: Uplink,
@@ -148,14 +150,15 @@ impl KernelBalancer {
     /// directory.
     pub fn new(dir: &Path, kind: Kind) -> io::Result<Self> {
         let (engine, other): (Box<dyn Engine>, Box<dyn Engine>) = match kind {
-            Kind::Ipvs => (Box::new(Ipvs), Box::new(Nftables)),
-            Kind::Nftables => (Box::new(Nftables), Box::new(Ipvs)),
+            Kind::Ipvs => (Box::new(Ipvs), Box::<Nftables>::default()),
+            Kind::Nftables => (Box::<Nftables>::default(), Box::new(Ipvs)),
         };
         Ok(Self {
             host: Socket::open()?,
             namespaces: Namespaces::new(dir),
             open: BTreeMap::new(),
             cleared: BTreeSet::new(),
+            grounds: BTreeMap::new(),
             engine,
             other,
             uplink: Uplink::default(),
@@ -234,7 +237,8 @@ impl KernelBalancer {
             };
             held.balancing.services.insert(frontend, service);
         }
-        held.balancing.sources = ground.sources;
+        held.balancing.sources = ground.sources.clone();
+        self.grounds.insert(open.identity, ground);
         Ok(held)
     }
 
@@ -287,7 +291,10 @@ impl KernelBalancer {
             )
         };
         if ops.iter().any(|op| on_ground(&op)) {
-            Ground::apply(open.file(), ops.iter().filter(on_ground))?;
+            let known = self.grounds.remove(&open.identity);
+            let meant = ops.iter().filter(on_ground);
+            let ground = Ground::apply(known, open.file(), meant)?;
+            self.grounds.insert(open.identity, ground);
         }
         for (at, op) in ops.iter().enumerate() {
             if let ServiceOp::Set(Frontend::Published(port), _) = op {
@@ -362,6 +369,7 @@ impl Balancer for KernelBalancer {
             balancer.uplink.clear(&mut balancer.host, open)?;
             balancer.engine.clear(open.file())?;
             balancer.other.clear(open.file())?;
+            balancer.grounds.remove(&open.identity);
             nft::remove(Some(open.file()), ground::TABLE)?;
             let left = addresses(open, network)?.into_iter();
             let left = left.flat_map(|(vni, ips)| {

@@ -7,13 +7,14 @@
 //!
 //! All changes of a call are one transaction: a packet meets the state before it or after it, nothing between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::super::netns::{self, Identity};
 use super::super::socket::Refusal;
 use super::conntrack::{self, Connections};
 use super::{Engine, INDEX_MIN, nft};
@@ -35,10 +36,13 @@ const RULES: [(&str, usize); 3] = [("choose", 4), ("prerouting", 1), ("output", 
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Nftables;
+pub(super) struct Nftables {
+    /// The tables of namespaces as they were last read, and changed since.
+    known: BTreeMap<Identity, Table>,
+}
 
 /// What is in the table.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Table {
     /// The rules that are always there are there.
     is_whole: bool,
@@ -80,15 +84,15 @@ impl Engine for Nftables {
     }
 
     fn read(&mut self, namespace: &File) -> Result<BTreeMap<Frontend, (u32, Service)>, Refusal> {
-        let mut table = Table::read(namespace)?;
-        if !table.is_whole {
-            return Ok(BTreeMap::new());
-        }
-        let found = table.chains.into_iter().filter_map(|(frontend, index)| {
-            let service = table.services.remove(&index)??;
-            Some((frontend, (index, service)))
+        let table = Table::read(namespace)?;
+        let chains = table.chains.iter().filter(|_| table.is_whole);
+        let found = chains.filter_map(|(frontend, index)| {
+            let service = table.services.get(index)?.clone()?;
+            Some((*frontend, (*index, service)))
         });
-        Ok(found.collect())
+        let found = found.collect();
+        self.known.insert(netns::identity_of(namespace)?, table);
+        Ok(found)
     }
 
     fn apply(&mut self, namespace: &File, ops: &[ServiceOp]) -> Vec<(usize, Refusal)> {
@@ -116,33 +120,40 @@ impl Engine for Nftables {
     }
 
     fn clear(&mut self, namespace: &File) -> Result<(), Refusal> {
+        self.known.remove(&netns::identity_of(namespace)?);
         nft::remove(Some(namespace), TABLE)
     }
 }
 
 impl Nftables {
-    fn transact(&self, namespace: &File, ops: &[ServiceOp]) -> Result<(), Refusal> {
-        let mut table = Table::read(namespace)?;
-        let mut script = String::new();
-        if !table.is_whole {
-            table = Table::default();
-            script.push_str(&skeleton());
-        }
-        let mut forgotten = Vec::new();
-        for op in ops {
-            match op {
-                ServiceOp::Set(frontend, service) => {
-                    table.set(*frontend, service, &mut script);
-                }
-                ServiceOp::Remove(frontend) => table.remove(frontend, &mut script),
-                ServiceOp::Forget(frontend, target) => forgotten.push((*frontend, *target)),
-                ServiceOp::AddAddress(..)
-                | ServiceOp::RemoveAddress(..)
-                | ServiceOp::SetSource(..)
-                | ServiceOp::RemoveSource(..) => {}
+    fn transact(&mut self, namespace: &File, ops: &[ServiceOp]) -> Result<(), Refusal> {
+        let identity = netns::identity_of(namespace)?;
+        // What somebody else has changed makes it fail, and it is done again with what is there.
+        let done = self.known.remove(&identity).and_then(|mut table| {
+            let script = table.change(ops);
+            nft::apply(Some(namespace), &script).ok()?;
+            Some(table)
+        });
+        let table = match done {
+            Some(table) => table,
+            None => {
+                let mut table = Table::read(namespace)?;
+                let script = table.change(ops);
+                nft::apply(Some(namespace), &script)?;
+                table
             }
-        }
-        nft::apply(Some(namespace), &script)?;
+        };
+        self.known.insert(identity, table);
+        let forgotten = ops.iter().filter_map(|op| match op {
+            ServiceOp::Forget(frontend, target) => Some((*frontend, *target)),
+            ServiceOp::Set(..)
+            | ServiceOp::Remove(_)
+            | ServiceOp::AddAddress(..)
+            | ServiceOp::RemoveAddress(..)
+            | ServiceOp::SetSource(..)
+            | ServiceOp::RemoveSource(..) => None,
+        });
+        let forgotten: Vec<_> = forgotten.collect();
         if forgotten.is_empty() {
             return Ok(());
         }
@@ -191,6 +202,30 @@ impl Table {
         }
     }
 
+    /// Takes changes and writes what makes them.
+    fn change(&mut self, ops: &[ServiceOp]) -> String {
+        let mut script = String::new();
+        if !self.is_whole {
+            *self = Self {
+                is_whole: true,
+                ..Self::default()
+            };
+            script.push_str(&skeleton());
+        }
+        for op in ops {
+            match op {
+                ServiceOp::Set(frontend, service) => self.set(*frontend, service, &mut script),
+                ServiceOp::Remove(frontend) => self.remove(frontend, &mut script),
+                ServiceOp::Forget(..)
+                | ServiceOp::AddAddress(..)
+                | ServiceOp::RemoveAddress(..)
+                | ServiceOp::SetSource(..)
+                | ServiceOp::RemoveSource(..) => {}
+            }
+        }
+        script
+    }
+
     /// Writes what makes a frontend lead to its targets.
     fn set(&mut self, frontend: Frontend, service: &Service, script: &mut String) {
         let known = self.chains.get(&frontend).copied();
@@ -232,7 +267,7 @@ impl Table {
     }
 
     fn free_index(&self) -> u32 {
-        let taken: std::collections::BTreeSet<u32> = self.chains.values().copied().collect();
+        let taken: BTreeSet<u32> = self.chains.values().copied().collect();
         let mut free = (INDEX_MIN..).filter(|index| !taken.contains(index));
         free.next().expect("fewer frontends than numbers")
     }

@@ -42,7 +42,7 @@ const RULES: [(&str, usize); 7] = [
     ("prerouting", 1),
     ("output", 1),
     ("postrouting", 2),
-    ("begin", 3),
+    ("begin", 4),
     ("input", 1),
     ("forward", 1),
 ];
@@ -286,6 +286,7 @@ fn skeleton() -> String {
   chain begin {{
     ct state established,related accept
     ct status dnat accept
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     drop
   }}
   chain input {{ type filter hook input priority filter; policy accept; iifname \"{HOST_END}\" jump begin; }}
