@@ -8,7 +8,7 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use testkit::e2e::agent::Agent;
 use testkit::e2e::process::{Process, SOON, Signal, binary, note, now, testkit_binary, until};
@@ -370,7 +370,7 @@ fn nothing_stays_behind() -> Result<()> {
 
 #[test]
 fn killed_owner_leaves_nothing() -> Result<()> {
-    if is_skipped()? {
+    if hosts::is_skipped()? {
         return Ok(());
     }
     let name = name("killed");
@@ -414,7 +414,7 @@ fn killed_owner_leaves_nothing() -> Result<()> {
 
 #[test]
 fn command_line_makes_breaks_and_removes() -> Result<()> {
-    if is_skipped()? {
+    if hosts::is_skipped()? {
         return Ok(());
     }
     let name = &name("cli");
@@ -479,24 +479,12 @@ fn command_line_makes_breaks_and_removes() -> Result<()> {
     Ok(())
 }
 
-/// Says loudly why there are no hosts; in CI that is an error.
-fn is_skipped() -> Result<bool> {
-    let Some(missing) = hosts::missing() else {
-        return Ok(false);
-    };
-    if std::env::var_os("CI").is_some() {
-        bail!("{missing}; CI has to run this test");
-    }
-    note(&format!("SKIPPED: {missing}"));
-    Ok(true)
-}
-
 fn name(what: &str) -> String {
     format!("e2e-{what}-{}", std::process::id())
 }
 
 fn up(what: &str, count: usize) -> Result<Option<Hosts>> {
-    if is_skipped()? {
+    if hosts::is_skipped()? {
         return Ok(None);
     }
     let options = Options {

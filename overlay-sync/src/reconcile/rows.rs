@@ -1,12 +1,14 @@
 //! The rows of a network one by one: what the kernel should hold, what it holds, and which record says so.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::desired::{Overlay, Place};
-use crate::kernel::Actual;
+use crate::kernel::{Actual, Vni};
+use crate::mac::Mac;
 
 /// One place of the kernel's tables.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, ToSchema)]
@@ -56,26 +58,14 @@ pub(super) fn page(overlay: &Overlay, actual: &Actual, after: &str, limit: usize
             }
         }
     };
-    for (vni, segment) in &overlay.desired().segments {
-        segment
-            .fdb
-            .keys()
-            .for_each(|mac| offer(Place::Fdb(*vni, *mac)));
-        segment
-            .neighbours
-            .keys()
-            .for_each(|ip| offer(Place::Neighbour(*vni, *ip)));
-    }
-    for (vni, segment) in &actual.segments {
-        segment
-            .fdb
-            .keys()
-            .for_each(|mac| offer(Place::Fdb(*vni, *mac)));
-        segment
-            .neighbours
-            .keys()
-            .for_each(|ip| offer(Place::Neighbour(*vni, *ip)));
-    }
+    let wanted = overlay.desired().segments.iter();
+    wanted.for_each(|(vni, segment)| {
+        places(*vni, segment.fdb.keys(), segment.neighbours.keys()).for_each(&mut offer);
+    });
+    let held = actual.segments.iter();
+    held.for_each(|(vni, segment)| {
+        places(*vni, segment.fdb.keys(), segment.neighbours.keys()).for_each(&mut offer);
+    });
     let mut next = None;
     if first.len() > limit {
         first.pop_last();
@@ -86,6 +76,16 @@ pub(super) fn page(overlay: &Overlay, actual: &Actual, after: &str, limit: usize
         rows: rows.collect(),
         next,
     }
+}
+
+/// Returns the places of a segment's rows.
+fn places<'a>(
+    vni: Vni,
+    macs: impl Iterator<Item = &'a Mac>,
+    ips: impl Iterator<Item = &'a IpAddr>,
+) -> impl Iterator<Item = Place> {
+    let fdb = macs.map(move |mac| Place::Fdb(vni, *mac));
+    fdb.chain(ips.map(move |ip| Place::Neighbour(vni, *ip)))
 }
 
 /// What a row is called, and by what rows are sorted.

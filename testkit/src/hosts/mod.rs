@@ -36,7 +36,7 @@ pub use net::enter_file;
 pub use process::{Clocks, HostProcess, Program, fake_time};
 pub use shape::Counts;
 
-use crate::e2e::process::Signal;
+use crate::e2e::process::{Signal, note};
 use cleanup::Keeper;
 use fault::{Action, Fault};
 use state::{HOSTS_MAX, Lock, ProcessId, State};
@@ -280,6 +280,19 @@ pub fn down(name: &str) -> Result<bool> {
 #[must_use]
 pub fn log(name: &str, host: usize) -> PathBuf {
     state::dir(name).join(format!("host{host}.log"))
+}
+
+/// Tells whether a test that needs hosts is to be left out, because something is missing, and says so; in CI that is an error.
+pub fn is_skipped() -> Result<bool> {
+    let Some(missing) = missing() else {
+        return Ok(false);
+    };
+    ensure!(
+        std::env::var_os("CI").is_none(),
+        "{missing}; CI has to run this test"
+    );
+    note(&format!("SKIPPED: {missing}"));
+    Ok(true)
 }
 
 /// Says what this machine lacks for hosts; none if nothing.

@@ -2,9 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use testkit::e2e::process::note;
+use testkit::hosts;
 use testkit::scenario::{Cluster, DEADLINE};
 
-use super::{is_skipped, name, settings};
+use super::{name, settings};
 
 /// The commands that write, with their arguments behind the network, `N` for the number of hosts.
 const WRITES: [&str; 8] = [
@@ -29,7 +30,7 @@ fn every_command_of_the_client_does_its_work_on_ten_hosts() -> Result<()> {
 }
 
 fn every_command(hosts: usize) -> Result<()> {
-    if is_skipped()? {
+    if hosts::is_skipped()? {
         return Ok(());
     }
     let cluster = Cluster::apart(&name(&format!("client{hosts}")), &settings(hosts)?)?;

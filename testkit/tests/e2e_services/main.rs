@@ -41,9 +41,7 @@ struct Replica {
 
 /// Makes a bed with one network that all hosts are attached to; none where something is missing, which is said.
 fn up(name: &str, count: usize, subnet: u8, args: &[&str]) -> Result<Option<Overlay>> {
-    if let Some(missing) = hosts::missing() {
-        ensure!(std::env::var_os("CI").is_none(), "in CI: {missing}");
-        note(&format!("SKIPPED, services were not tried: {missing}"));
+    if hosts::is_skipped()? {
         return Ok(None);
     }
     let name = format!("sv{name}{}", std::process::id() % 10_000);
