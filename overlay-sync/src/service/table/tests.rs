@@ -4,7 +4,7 @@ use networkdb::{Generation, LamportTime, Stamp};
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::Protocol;
+use crate::record::{PortConfig, Protocol};
 
 const DRAIN: Duration = Duration::from_secs(60);
 
