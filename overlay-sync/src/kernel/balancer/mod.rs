@@ -7,6 +7,8 @@ mod conntrack;
 mod genl;
 mod ground;
 mod ipvs;
+#[cfg(any(test, feature = "memory-kernel"))]
+pub mod memory;
 mod nft;
 mod nftables;
 mod uplink;
