@@ -265,7 +265,7 @@ fn write_element(script: &mut String, what: &str, published: Published) {
 
 /// Writes what makes the table anew. What comes from this host, or from the namespace and goes back there, would be answered
 /// past the host with its own address; it gets that of the link. Containers begin nothing with the host or beyond it but
-/// by published ports.
+/// by published ports; their addresses on the link are asked for and told all the same, which in IPv6 takes packets.
 fn skeleton() -> String {
     let (v4, v6) = (UPLINK.v4[1], UPLINK.v6[1]);
     format!(
