@@ -279,6 +279,13 @@ pub(crate) struct AgentArgs {
     /// Directory of the networks' namespaces [default: /run/networkdb/netns]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_path_dir: Option<PathBuf>,
+    /// What balances connections to services: IPVS of the kernel, nftables, or nothing; auto takes the first of the two that
+    /// is there [default: auto]
+    #[arg(long)]
+    pub(crate) load_balancer: Option<LoadBalancer>,
+    /// How long connections to an endpoint that is about to end are kept at most, in seconds [default: 60]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) drain_time: Option<u32>,
     /// Make devices as this system does: they learn, and report what they miss
     #[arg(long, value_name = "SYSTEM")]
     pub(crate) compat: Option<Compat>,
@@ -311,6 +318,17 @@ pub(crate) enum Switch {
     #[default]
     Off,
     On,
+}
+
+/// What balances connections to services.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LoadBalancer {
+    #[default]
+    Auto,
+    Ipvs,
+    Nftables,
+    Off,
 }
 
 /// A system whose devices are made alike.
@@ -380,6 +398,8 @@ impl AgentArgs {
             data_path_hold: self.data_path_hold.or(file.data_path_hold),
             data_path_dir: self.data_path_dir.or(file.data_path_dir),
             data_path_probe: self.data_path_probe.or(file.data_path_probe),
+            load_balancer: self.load_balancer.or(file.load_balancer),
+            drain_time: self.drain_time.or(file.drain_time),
             compat: self.compat.or(file.compat),
             overlay_networks: file.overlay_networks,
             log_level: self.log_level.or(file.log_level),

@@ -15,7 +15,7 @@ use networkdb::NetworkId;
 use overlay_sync::NetworkConfig;
 use serde::Serialize;
 
-use crate::args::{AgentArgs, Compat, LogFormat, LogLevel, Preset, Switch};
+use crate::args::{AgentArgs, Compat, LoadBalancer, LogFormat, LogLevel, Preset, Switch};
 use crate::recent::Recent;
 
 /// The path of the last log lines.
@@ -49,6 +49,8 @@ pub(crate) struct Shown {
     data_path_hold: Option<u32>,
     data_path_dir: Option<PathBuf>,
     data_path_probe: Option<Switch>,
+    load_balancer: LoadBalancer,
+    drain_time: Option<u32>,
     compat: Option<Compat>,
     overlay_networks: BTreeMap<NetworkId, NetworkConfig>,
     #[serde(flatten)]
@@ -101,6 +103,8 @@ impl Shown {
             data_path_hold: args.data_path_hold,
             data_path_dir: args.data_path_dir.clone(),
             data_path_probe: args.data_path_probe,
+            load_balancer: args.load_balancer.unwrap_or_default(),
+            drain_time: args.drain_time,
             compat: args.compat,
             overlay_networks: args.overlay_networks.clone(),
             diagnostic: ShownDiagnostic {

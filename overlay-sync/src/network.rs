@@ -404,7 +404,7 @@ mod tests {
             ("{}", "missing field `segments` at line 1 column 2"),
             (
                 r#"{"segments":[],"mut":1}"#,
-                "unknown field `mut`, expected one of `segments`, `mtu`, `encrypted` at line 1 column 20",
+                "unknown field `mut`, expected one of `segments`, `mtu`, `encrypted`, `services`, `ingress` at line 1 column 20",
             ),
             (
                 r#"{"segments":[{"vni":1,"subnets":[]}]}"#,

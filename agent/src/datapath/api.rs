@@ -38,6 +38,16 @@ pub(crate) struct Repaired {
     operations: usize,
 }
 
+impl Repaired {
+    /// Lists operations.
+    pub(super) fn of<T: ToString>(ops: &[T]) -> Self {
+        Self {
+            done: ops.iter().take(LISTED_MAX).map(T::to_string).collect(),
+            operations: ops.len(),
+        }
+    }
+}
+
 /// An endpoint of this host.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -159,14 +169,7 @@ async fn repair(
     Names(of): Names<OfNetwork>,
 ) -> Result<Json<Repaired>, Problem> {
     let ops = path.repair(&of.network).await.map_err(problem)?;
-    Ok(Json(Repaired {
-        done: ops
-            .iter()
-            .take(LISTED_MAX)
-            .map(ToString::to_string)
-            .collect(),
-        operations: ops.len(),
-    }))
+    Ok(Json(Repaired::of(&ops)))
 }
 
 /// Tells the cluster that an endpoint is behind this host, in place of what was told under its id before.
@@ -214,11 +217,13 @@ async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn problem(error: DataPathError) -> Problem {
+pub(super) fn problem(error: DataPathError) -> Problem {
     match error {
         DataPathError::Ended(error) => Problem::closed(error),
         DataPathError::Ask(AskError::NotAttached(network)) => Problem::no_network(&network),
-        DataPathError::Ask(error @ AskError::NoDataPath { .. }) => Problem::no_data_path(error),
+        DataPathError::Ask(error @ (AskError::NoDataPath { .. } | AskError::NotBalanced(_))) => {
+            Problem::no_data_path(error)
+        }
         DataPathError::Ask(error) => Problem::kernel(error),
         error => Problem::kernel(error),
     }

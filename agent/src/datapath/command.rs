@@ -7,6 +7,7 @@ use bytes::Bytes;
 use diagnostic::{Answer, Client, Method};
 use networkdb::NetworkId;
 use overlay_sync::kernel::Kernel as _;
+use overlay_sync::kernel::balancer::{Balancer as _, KernelBalancer, Kind};
 use overlay_sync::kernel::check::check;
 use overlay_sync::kernel::netlink::NetlinkKernel;
 use overlay_sync::plan::Op;
@@ -181,6 +182,7 @@ fn value(answer: Answer) -> Result<Value> {
 fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
     check(&args.data_path_dir)?;
     let mut kernel = NetlinkKernel::new(&args.data_path_dir)?;
+    let mut balancer = KernelBalancer::new(&args.data_path_dir, Kind::Nftables)?;
     let mut found = kernel.networks()?;
     if let Some(only) = &args.network {
         found.retain(|network: &NetworkId| network == only);
@@ -190,6 +192,11 @@ fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
         if args.dry_run {
             say(&format!("network {network}: would be removed"));
             continue;
+        }
+        // What it has on the host, such as rules for published ports, goes first.
+        if let Err(error) = balancer.clear(&network) {
+            crate::complain(&format!("network {network}: {error}"));
+            code = ExitCode::FAILURE;
         }
         match kernel.apply(&network, &[Op::RemoveNamespace]).pop() {
             None => say(&format!("network {network}: removed")),

@@ -4,6 +4,7 @@ use diagnostic::{Families, Labels};
 use overlay_sync::DataPath;
 use overlay_sync::probe::report::TunnelState;
 use overlay_sync::reconcile::report::{NetworkReport, State, SyncReport};
+use overlay_sync::reconcile::services::ServicesReport;
 
 /// Reads the families; none when the data path has ended.
 pub(super) async fn families(path: DataPath) -> Families {
@@ -16,7 +17,101 @@ pub(super) async fn families(path: DataPath) -> Families {
     drift(&mut families, &reports);
     syncs(&mut families, &reports);
     tunnels(&mut families, &reports);
+    if let Ok(reports) = path.services().await {
+        services(&mut families, &reports);
+    }
     families
+}
+
+/// What is balanced; nothing where nothing is.
+fn services(families: &mut Families, reports: &[ServicesReport]) {
+    let mut members = Vec::new();
+    for report in reports {
+        let all = || report.services.iter().flat_map(|service| &service.members);
+        for state in ["active", "draining", "drained"] {
+            let count = all().filter(|member| member.state == state).count();
+            let labels = [("network", report.network.as_str()), ("state", state)];
+            members.push((labels, count as f64));
+        }
+    }
+    let now = |read: fn(&ServicesReport) -> f64| {
+        let levels = reports.iter();
+        levels.map(move |report| (report.network.as_str(), read(report)))
+    };
+    families.gauges(
+        "services",
+        "Services by their network.",
+        "network",
+        now(|report| report.services.len() as f64),
+    );
+    families.gauges(
+        "services_refused",
+        "Addresses and ports that services ask for and do not get.",
+        "network",
+        now(|report| {
+            let refused = report.services.iter().map(|service| service.refused.len());
+            refused.sum::<usize>() as f64
+        }),
+    );
+    families.levels(
+        "service_members",
+        "Endpoints behind services, by whether they get connections.",
+        members
+            .iter()
+            .map(|(labels, level)| (&labels[..] as &Labels<'_>, *level)),
+    );
+    services_work(families, reports);
+}
+
+/// What was done for services.
+fn services_work(families: &mut Families, reports: &[ServicesReport]) {
+    let each = |read: fn(&ServicesReport) -> u64| {
+        let counts = reports.iter();
+        counts.map(move |report| (report.network.as_str(), read(report)))
+    };
+    families.counters(
+        "services_drift_total",
+        "Changes of services by somebody else that were set right.",
+        "network",
+        each(|report| report.drift),
+    );
+    families.counters(
+        "services_failures_total",
+        "Operations on services that the kernel refused.",
+        "network",
+        each(|report| report.failures),
+    );
+    families.counters(
+        "services_operations_total",
+        "Operations on services.",
+        "network",
+        each(|report| report.syncs.operations),
+    );
+    let mut seconds: Vec<([(&str, &str); 2], f64)> = Vec::new();
+    for report in reports {
+        let network = ("network", report.network.as_str());
+        let syncs = &report.syncs;
+        seconds.push(([network, ("kind", "full")], syncs.full_took_seconds));
+        seconds.push((
+            [network, ("kind", "increment")],
+            syncs.increment_took_seconds,
+        ));
+    }
+    families.levels(
+        "services_sync_seconds",
+        "How long the last look at all services and the last change took.",
+        seconds
+            .iter()
+            .map(|(labels, level)| (&labels[..] as &Labels<'_>, *level)),
+    );
+    families.gauges(
+        "services_full_sync_age_seconds",
+        "Time since all services were last compared with the kernel.",
+        "network",
+        reports
+            .iter()
+            .filter_map(|report| Some((report.network.as_str(), age(&report.syncs)?))),
+    );
 }
 
 /// What the probes through the tunnels have found; nothing where there are none.

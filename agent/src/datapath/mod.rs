@@ -4,6 +4,7 @@
 mod api;
 pub(crate) mod command;
 mod metrics;
+mod services;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,7 +14,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use diagnostic::Extras;
 use networkdb::{NetworkDb, NetworkId};
-use overlay_sync::driver::Running;
+use overlay_sync::driver::{Host, Running};
+use overlay_sync::kernel::balancer::{Balancer, KernelBalancer, Kind};
 use overlay_sync::kernel::check::check;
 use overlay_sync::kernel::mounts::are_private;
 use overlay_sync::kernel::netlink::NetlinkKernel;
@@ -22,7 +24,7 @@ use overlay_sync::{DataPath, NetworkConfig, Settings, Timing};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::args::{AgentArgs, Compat, Preset, Switch};
+use crate::args::{AgentArgs, Compat, LoadBalancer, Preset, Switch};
 
 /// The UDP port of VXLAN (RFC 7348, section 5).
 const PORT: u16 = 4_789;
@@ -39,6 +41,7 @@ pub(crate) struct Path {
     timing: Timing,
     dir: PathBuf,
     probes: bool,
+    load_balancer: LoadBalancer,
     configs: BTreeMap<NetworkId, NetworkConfig>,
 }
 
@@ -67,9 +70,9 @@ impl Path {
             Preset::Wan => Duration::from_secs(20),
         };
         let timing = Timing::default();
-        let hold = args
-            .data_path_hold
-            .map(|seconds| Duration::from_secs(seconds.into()));
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let hold = args.data_path_hold.map(seconds);
+        let drain = args.drain_time.map(seconds);
         Ok(Some(Self {
             addr: args.data_path_addr,
             port: args.data_path_port.map_or(PORT, Into::into),
@@ -80,6 +83,7 @@ impl Path {
             timing: Timing {
                 detection,
                 hold: hold.unwrap_or(timing.hold),
+                drain: drain.unwrap_or(timing.drain),
                 ..timing
             },
             dir: args
@@ -87,13 +91,58 @@ impl Path {
                 .clone()
                 .unwrap_or_else(|| netns::DIR.into()),
             probes: args.data_path_probe != Some(Switch::Off),
+            load_balancer: args.load_balancer.unwrap_or_default(),
             configs,
         }))
     }
 
     /// Says what is missing on this machine, before anything else is started.
     pub(crate) fn check(&self) -> Result<()> {
-        check(&self.dir).context("--data-path on")
+        check(&self.dir).context("--data-path on")?;
+        match self.load_balancer {
+            LoadBalancer::Ipvs => Kind::Ipvs.probe().context("--load-balancer ipvs"),
+            LoadBalancer::Nftables => Kind::Nftables.probe().context("--load-balancer nftables"),
+            LoadBalancer::Auto | LoadBalancer::Off => Ok(()),
+        }
+    }
+
+    /// Returns what is to balance services; none when nothing is to, or nothing can.
+    fn balancing(&self) -> Option<Kind> {
+        match self.load_balancer {
+            LoadBalancer::Ipvs => return Some(Kind::Ipvs),
+            LoadBalancer::Nftables => return Some(Kind::Nftables),
+            LoadBalancer::Off => return None,
+            LoadBalancer::Auto => {}
+        }
+        let Err(no_ipvs) = Kind::Ipvs.probe() else {
+            return Some(Kind::Ipvs);
+        };
+        let Err(no_nftables) = Kind::Nftables.probe() else {
+            return Some(Kind::Nftables);
+        };
+        warn!(ipvs = %no_ipvs, nftables = %no_nftables, "services are not balanced: this host can do neither");
+        None
+    }
+
+    /// Returns the parts of this host that the data path works on.
+    fn host(&self) -> Result<Host<NetlinkKernel>> {
+        let (tell, notices) = mpsc::channel(NOTICES_MAX);
+        let kind = self.balancing();
+        // Without one, it takes away what one before it has left, if it can.
+        let balancer = match KernelBalancer::new(&self.dir, kind.unwrap_or(Kind::Nftables)) {
+            Ok(balancer) => Some(Box::new(balancer) as Box<dyn Balancer>),
+            Err(_) if kind.is_none() => None,
+            Err(error) => return Err(error).context("--load-balancer"),
+        };
+        if let Some(balancer) = balancer.as_ref().filter(|_| kind.is_some()) {
+            info!(load_balancer = balancer.name(), "services are balanced");
+        }
+        Ok(Host {
+            kernel: NetlinkKernel::watching(&self.dir, tell).context("--data-path on")?,
+            notices,
+            balancer,
+            is_balancing: kind.is_some(),
+        })
     }
 
     /// Starts the thread.
@@ -111,16 +160,15 @@ impl Path {
                  new ones. Mount the directory as shared, or give the service none of its own (PrivateMounts=, PrivateTmp=)"
             );
         }
-        let (tell, notices) = mpsc::channel(NOTICES_MAX);
-        let kernel = NetlinkKernel::watching(&self.dir, tell).context("--data-path on")?;
         let settings = Settings {
+            node: db.id().clone(),
             local,
             port: self.port,
             flavour: self.flavour,
             probes: self.probes,
             timing: self.timing,
         };
-        let started = DataPath::start(db, kernel, notices, self.configs.clone(), settings);
+        let started = DataPath::start(db, self.host()?, self.configs.clone(), settings);
         let (mut path, running) = started.context("--data-path on: cannot start its thread")?;
         if self.probes {
             let probes = path.probe(self.dir.clone());
@@ -136,7 +184,7 @@ impl Started {
     pub(crate) fn extras(&self) -> Extras {
         let path = self.path.clone();
         Extras::default()
-            .with_endpoints(api::endpoints(&self.path))
+            .with_endpoints(api::endpoints(&self.path).merge(services::endpoints(&self.path)))
             .with_metrics(move || metrics::families(path.clone()))
     }
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use networkdb::engine::{Write, WriteAction};
-use networkdb::{Key, NetworkDb, NetworkId, TableName, WriteError};
+use networkdb::{Key, NetworkDb, NetworkId, NodeId, TableName, WriteError};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, error, warn};
@@ -84,10 +84,7 @@ enum Request {
     Repair(NetworkId, oneshot::Sender<Result<Vec<Op>, AskError>>),
     Services(oneshot::Sender<Vec<ServicesReport>>),
     Balanced(NetworkId, oneshot::Sender<Result<Box<Balanced>, AskError>>),
-    RepairServices(
-        NetworkId,
-        oneshot::Sender<Result<Vec<ServiceOp>, AskError>>,
-    ),
+    RepairServices(NetworkId, oneshot::Sender<Result<Vec<ServiceOp>, AskError>>),
     Leftovers(oneshot::Sender<Result<BTreeSet<NetworkId>, KernelError>>),
     Vteps(oneshot::Sender<BTreeMap<NetworkId, BTreeMap<IpAddr, usize>>>),
     Targets(oneshot::Sender<BTreeMap<NetworkId, Targets>>),
@@ -249,6 +246,12 @@ impl DataPath {
             .await??)
     }
 
+    /// Returns this node.
+    #[must_use]
+    pub fn node(&self) -> &NodeId {
+        self.db.id()
+    }
+
     /// Returns the address of this host that other hosts send packets to.
     #[must_use]
     pub fn local(&self) -> IpAddr {
@@ -285,9 +288,7 @@ async fn register(
     let value = Bytes::from(record.encode());
     let created = write(db, network, key, WriteAction::Create(value.clone()));
     match created.await {
-        Err(WriteError::Exists { .. }) => {
-            write(db, network, key, WriteAction::Update(value)).await
-        }
+        Err(WriteError::Exists { .. }) => write(db, network, key, WriteAction::Update(value)).await,
         done => done,
     }
 }

@@ -303,9 +303,7 @@ impl Balance {
 
     /// What differs in a later look and was not waiting to be done is the work of somebody else.
     fn count_drift(&mut self, ops: &[ServiceOp]) {
-        let foreign = ops
-            .iter()
-            .filter(|op| !matches!(op, ServiceOp::Forget(..)));
+        let foreign = ops.iter().filter(|op| !matches!(op, ServiceOp::Forget(..)));
         let count = foreign.clone().count();
         self.drift += count as u64;
         if let Some(first) = foreign.clone().next() {

@@ -132,12 +132,7 @@ pub struct Balanced {
 }
 
 impl ServicesReport {
-    pub(super) fn new(
-        id: &NetworkId,
-        network: &Network,
-        balance: &Balance,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(id: &NetworkId, network: &Network, balance: &Balance, now: Instant) -> Self {
         let services = &balance.services;
         let views = services.views().iter();
         let mut reports: Vec<ServiceReport> = views

@@ -76,6 +76,7 @@ impl Rig {
         let now = Arc::new(Mutex::new(Instant::now()));
         let hands = Arc::clone(&now);
         let settings = Settings {
+            node: host(1),
             local: vtep(1),
             port: 4_789,
             flavour: Flavour::Quiet,

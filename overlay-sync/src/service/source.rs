@@ -25,11 +25,7 @@ pub fn key(node: &NodeId, subnet: &IpNet) -> Key {
 }
 
 /// Chooses an address of a subnet that is free; hosts begin at different ones. None when none of those tried is.
-pub fn choose(
-    node: &NodeId,
-    subnet: &IpNet,
-    is_taken: impl Fn(IpAddr) -> bool,
-) -> Option<IpAddr> {
+pub fn choose(node: &NodeId, subnet: &IpNet, is_taken: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
     let bits = u32::from(subnet.max_prefix_len() - subnet.prefix_len());
     let size = 1_u128.checked_shl(bits).unwrap_or(u128::MAX);
     let digest = Sha256::digest(node.as_str());
@@ -38,7 +34,8 @@ pub fn choose(
     let quarter = (size / 4).clamp(1, TRIES_MAX);
     let begin = size - 2 - u128::from(drawn) % quarter;
     let tries = TRIES_MAX.min(size - 2);
-    let mut offsets = (0..tries).map(|step| 1 + (begin - 1 + (size - 2) - step % (size - 2)) % (size - 2));
+    let mut offsets =
+        (0..tries).map(|step| 1 + (begin - 1 + (size - 2) - step % (size - 2)) % (size - 2));
     offsets
         .by_ref()
         .map(|offset| at(subnet, offset))
@@ -67,7 +64,13 @@ mod tests {
 
     #[test]
     fn every_host_finds_one_of_its_own_until_none_is_left() {
-        for subnet in ["10.0.1.0/24", "10.0.1.0/29", "10.0.0.0/8", "fd00:1::/64", "fd00::/3"] {
+        for subnet in [
+            "10.0.1.0/24",
+            "10.0.1.0/29",
+            "10.0.0.0/8",
+            "fd00:1::/64",
+            "fd00::/3",
+        ] {
             let subnet: IpNet = subnet.parse().unwrap();
             let mut taken = BTreeSet::new();
             for number in 0..6 {
@@ -89,7 +92,7 @@ mod tests {
     #[test]
     fn keys_tell_hosts_and_subnets_apart() {
         let [v4, v6] = ["10.0.1.0/24", "fd00:1::/64"].map(|net| net.parse().unwrap());
-        assert_eq!(key(&node(1), &v4).as_str(), "lb-e97dc9c9fd88-10.0.1.0");
+        assert_eq!(key(&node(1), &v4).as_str(), "lb-676b8bb84ce7-10.0.1.0");
         assert_ne!(key(&node(1), &v4), key(&node(1), &v6));
         assert_ne!(key(&node(1), &v4), key(&node(2), &v4));
     }

@@ -161,9 +161,11 @@ impl Services {
         }
         for (frontend, service) in &self.desired.services {
             let kept = anew.desired.services.get(frontend);
-            let is_kept = |target: &Target| kept.is_some_and(|kept| kept.targets.contains_key(target));
+            let is_kept =
+                |target: &Target| kept.is_some_and(|kept| kept.targets.contains_key(target));
             let gone = service.targets.keys().filter(|target| !is_kept(target));
-            anew.forgotten.extend(gone.map(|target| (*frontend, *target)));
+            anew.forgotten
+                .extend(gone.map(|target| (*frontend, *target)));
         }
         *self = anew;
     }

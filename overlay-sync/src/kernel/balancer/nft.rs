@@ -35,10 +35,10 @@ pub(super) fn list(namespace: Option<&File>, table: &str) -> Result<Option<Vec<V
     };
     let mut read: Value = serde_json::from_slice(&told)
         .map_err(|error| Refusal::own(&format!("nft told no JSON: {error}")))?;
-    match read["nftables"].take() {
-        Value::Array(objects) => Ok(Some(objects)),
-        _ => Err(Refusal::own("nft told no list of objects")),
-    }
+    let Value::Array(objects) = read["nftables"].take() else {
+        return Err(Refusal::own("nft told no list of objects"));
+    };
+    Ok(Some(objects))
 }
 
 /// Removes a table of the family `inet` if it is there.
@@ -75,11 +75,9 @@ fn run(namespace: Option<&File>, args: &[&str], script: &str) -> Result<Vec<u8>,
         Some(namespace) => netns::inside(namespace, work),
         None => work(),
     };
-    let output = output.map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            Refusal::own("the program nft is not installed (Debian: nftables), or not in PATH")
-        }
-        _ => error.into(),
+    let output = output.map_err(|error| match error.kind() == ErrorKind::NotFound {
+        true => Refusal::own("the program nft is not installed (Debian: nftables), or not in PATH"),
+        false => error.into(),
     })?;
     if output.status.success() {
         return Ok(output.stdout);

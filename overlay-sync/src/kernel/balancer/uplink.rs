@@ -4,6 +4,7 @@
 //! On the host there is one table, `inet networkdb-ingress`, beside the rules of others and without a change of theirs. Where
 //! others let nothing be forwarded by default, as Docker does, they have to let `networkdb0` pass.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, ErrorKind};
@@ -76,8 +77,8 @@ impl Uplink {
         open: &mut Open,
         published: Published,
     ) -> Result<(), Refusal> {
-        if !self.held.contains_key(&published) {
-            self.held.insert(published, hold(published)?);
+        if let Entry::Vacant(entry) = self.held.entry(published) {
+            entry.insert(hold(published)?);
         }
         connect(host, open)?;
         let mut script = String::new();
