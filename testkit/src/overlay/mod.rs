@@ -5,6 +5,7 @@
 //! a process that sleeps in a network namespace, joined to the bridge of its network by a veth, as a runtime would do it.
 
 mod probe;
+mod service;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,10 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use overlay_sync::record::{ENDPOINT_TABLE, EndpointRecord};
 use serde_json::Value;
 use tempfile::TempDir;
 
 pub use probe::{Echo, Pinged, Pinger};
+pub use service::{Server, Talk, ask_udp, count_tcp, count_udp};
 
 use crate::e2e::http::{self, Reply};
 use crate::e2e::process::{Process, SOON, Signal, binary, until};
@@ -294,6 +299,36 @@ impl Overlay {
                 reply.body
             );
         }
+        Ok(())
+    }
+
+    /// Writes a record of an endpoint through the agent of a host, in place of what was under its key.
+    pub fn write_endpoint(
+        &self,
+        host: usize,
+        network: &str,
+        key: &str,
+        record: &EndpointRecord,
+    ) -> Result<()> {
+        let value = http::encode(&STANDARD.encode(record.encode()));
+        let query = format!("nid={network}&tname={ENDPOINT_TABLE}&key={key}&value={value}");
+        let mut answer = self
+            .send(host, "GET", &format!("/createentry?{query}"), "")?
+            .body;
+        if answer.contains("already exists") {
+            answer = self
+                .send(host, "GET", &format!("/updateentry?{query}"), "")?
+                .body;
+        }
+        ensure!(answer == "OK", "record {key} was not written: {answer}");
+        Ok(())
+    }
+
+    /// Deletes a record of an endpoint through the agent of a host.
+    pub fn delete_endpoint(&self, host: usize, network: &str, key: &str) -> Result<()> {
+        let target = format!("/deleteentry?nid={network}&tname={ENDPOINT_TABLE}&key={key}");
+        let answer = self.send(host, "GET", &target, "")?.body;
+        ensure!(answer == "OK", "record {key} was not deleted: {answer}");
         Ok(())
     }
 
