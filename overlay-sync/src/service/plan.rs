@@ -101,7 +101,8 @@ pub fn plan(desired: &Balancing, actual: &Balancing, holds_idle: bool) -> Vec<Se
     ops
 }
 
-fn is_same(desired: &Service, actual: &Service, holds_idle: bool) -> bool {
+/// Tells whether a service is as it should be; `holds_idle` as for [`plan`].
+pub(crate) fn is_same(desired: &Service, actual: &Service, holds_idle: bool) -> bool {
     let kind = |service: &Service| (service.scheduler, service.forwarding);
     let targets = |service: &Service| -> BTreeMap<Target, u32> {
         let all = service.targets.iter();

@@ -104,6 +104,11 @@ impl Overlay {
 
     /// Starts the agent of a host, with the state directory of the one before it.
     pub fn start(&mut self, host: usize) -> Result<()> {
+        self.start_with(host, &[])
+    }
+
+    /// Starts the agent of a host with arguments beyond those of all.
+    pub fn start_with(&mut self, host: usize, more: &[&str]) -> Result<()> {
         let state = self.dir.path().join(format!("state{host}"));
         let namespaces = self.namespaces(host);
         std::fs::create_dir_all(&namespaces)?;
@@ -128,6 +133,7 @@ impl Overlay {
         command.arg("--data-path-dir").arg(namespaces);
         let v6 = self.hosts.address_v6(host)?.to_string();
         command.args(self.args.iter().map(|arg| arg.replace("HOST_V6", &v6)));
+        command.args(more);
         let process = Process::start_command(command)?;
         process.line("diagnostic server listening on ", 1)?;
         self.agents.insert(host, process);

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::super::netns;
 use super::super::socket::Refusal;
 use super::nft;
+use super::uplink::INNER_END;
 use crate::service::plan::ServiceOp;
 use crate::service::{Frontend, UPLINK};
 
@@ -23,7 +24,7 @@ use crate::service::{Frontend, UPLINK};
 pub(super) const TABLE: &str = "networkdb-sources";
 
 /// Rules of the table, by chain.
-const RULES: [(&str, usize); 2] = [("postrouting", 2), ("forward", 1)];
+const RULES: [(&str, usize); 2] = [("postrouting", 3), ("forward", 1)];
 
 /// What the namespace's kernel has to do: send packets on, not tell containers of a shorter way, past the balancer, and leave
 /// frames that are only bridged alone.
@@ -142,7 +143,8 @@ impl Ground {
 }
 
 /// Writes what makes the table anew. What is routed directly keeps the address of the frontend and is no match. Packets
-/// from outside are larger than tunnels carry, which the two ends learn when they meet.
+/// from outside are larger than tunnels carry, which the two ends learn when they meet. What leaves by the uplink is answered
+/// by the host, which has no way to containers.
 fn skeleton() -> String {
     let (v4, v6) = (UPLINK.v4[1], UPLINK.v6[1]);
     format!(
@@ -155,6 +157,7 @@ fn skeleton() -> String {
     type nat hook postrouting priority srcnat; policy accept;
     ct original ip daddr @frontends4 ip daddr != @frontends4 snat ip to ip daddr map @sources4
     ct original ip6 daddr @frontends6 ip6 daddr != @frontends6 snat ip6 to ip6 daddr map @sources6
+    oifname \"{INNER_END}\" masquerade
   }}
   chain forward {{
     type filter hook forward priority mangle; policy accept;

@@ -18,7 +18,7 @@ use super::super::socket::Refusal;
 use super::conntrack::{self, Connections};
 use super::{Engine, INDEX_MIN, nft};
 use crate::record::Protocol;
-use crate::service::plan::ServiceOp;
+use crate::service::plan::{ServiceOp, is_same};
 use crate::service::{Forwarding, Frontend, Published, Scheduler, Service, Target, UPLINK};
 
 /// The table.
@@ -193,8 +193,12 @@ impl Table {
 
     /// Writes what makes a frontend lead to its targets.
     fn set(&mut self, frontend: Frontend, service: &Service, script: &mut String) {
-        let rule = rule(&frontend, service);
         let known = self.chains.get(&frontend).copied();
+        let held = known.and_then(|index| self.services.get(&index)?.as_ref());
+        if held.is_some_and(|held| is_same(service, held, false)) {
+            return;
+        }
+        let rule = rule(&frontend, service);
         let index = known.unwrap_or_else(|| self.free_index());
         let chain = format!("inet {TABLE} {CHAIN_PREFIX}{index}");
         let outcome = match known {

@@ -14,7 +14,7 @@ use std::os::fd::AsFd as _;
 use ipnet::IpNet;
 use rustix::io::Errno;
 use serde_json::Value;
-use socket2::{Domain, Protocol as SocketProtocol, Socket as HostSocket, Type};
+use socket2::{Domain, Protocol as SocketProtocol, SockFilter, Socket as HostSocket, Type};
 
 use super::super::devices::Open;
 use super::super::links::{self, Link};
@@ -31,7 +31,10 @@ const TABLE: &str = "networkdb-ingress";
 const HOST_END: &str = "networkdb0";
 
 /// The link's end in the namespace.
-const INNER_END: &str = "uplink";
+pub(super) const INNER_END: &str = "uplink";
+
+/// An instruction that lets nothing pass (`BPF_RET | BPF_K` in linux/bpf_common.h).
+const DROP: u16 = 0x06;
 
 /// Rules of the table, by chain.
 const RULES: [(&str, usize); 4] = [
@@ -183,8 +186,16 @@ fn hold(published: Published) -> Result<Option<HostSocket>, Refusal> {
         if published.is_v6 {
             socket.set_only_v6(true)?;
         }
-        // Bound and not listening: without rules a client is told at once that nobody is there.
+        let is_stream = published.protocol != Protocol::Udp;
+        // Connections of a program that had the port before may linger.
+        socket.set_reuse_address(is_stream)?;
+        // What comes while rules are being made is not answered, and comes again.
+        socket.attach_filter(&[SockFilter::new(DROP, 0, 0, 0)])?;
         socket.bind(&SocketAddr::new(any, published.port).into())?;
+        if is_stream {
+            // Only who listens keeps others, who do not mind either, from it.
+            socket.listen(1)?;
+        }
         Ok(socket)
     };
     match bound() {
