@@ -65,7 +65,12 @@ fn equal_nodes_have_equal_hashes_and_one_that_is_stopped_has_none() -> Result<()
     agents[2].process.signal(Signal::STOP)?;
     let (lines, code) = compare(&binary, agents[0].diagnostic)?;
     agents[2].process.signal(Signal::CONT)?;
-    ensure!(lines.starts_with(&expected[..3]), "{lines:?}");
+    // What the stopped one wrote may be hidden by then.
+    ensure!(
+        lines[0].starts_with("Node id: n1 gossip hash "),
+        "{lines:?}"
+    );
+    ensure!(hash(&lines[0]) == hash(&lines[2]), "{lines:?}");
     let last = lines.last().context("a line for the stopped one")?;
     ensure!(last.starts_with("Node id: n3 did not answer: "), "{last}");
     ensure!(code == Some(3), "{code:?}");
@@ -137,25 +142,24 @@ async fn a_node_that_differs_is_named_with_the_keys() -> Result<()> {
         ensure!(written.iter().all(Result::is_ok));
         let asked = binary.clone();
         let (lines, code) = tokio::task::spawn_blocking(move || compare(&asked, agent)).await??;
-        // The first syncs may still have been under way, or the third have got what the second has not.
-        if code == Some(0) || lines.iter().any(|line| line.starts_with("Node n3 differs")) {
+        // The first syncs may still have been under way.
+        if code == Some(0) {
             continue;
         }
         ensure!(code == Some(1), "{code:?}: {lines:?}");
-        let hash = |at: usize| lines[at].rsplit_once(' ').map(|(_, hash)| hash);
-        ensure!(hash(0) != hash(2), "{lines:?}");
-        ensure!(hash(2) == hash(4), "{lines:?}");
         let named = lines
             .iter()
             .position(|line| line.starts_with("Node n1 differs from n2: "));
-        let keys = &lines[named.context("n1 is named")? + 1..];
-        ensure!(!keys.is_empty());
-        for key in keys {
+        let named = named.with_context(|| format!("n1 is not named: {lines:?}"))?;
+        let hash = |at: usize| lines[at].rsplit_once(' ').map(|(_, hash)| hash);
+        ensure!(hash(0) != hash(2), "{lines:?}");
+        let keys = lines[named + 1..].iter();
+        let keys: Vec<&String> = keys.take_while(|line| !line.is_empty()).collect();
+        ensure!(!keys.is_empty(), "{lines:?}");
+        for key in &keys {
             let is_named = key.starts_with("  endpoint_table ");
-            ensure!(
-                is_named && key.contains(": here nothing, there n1 time "),
-                "{key}"
-            );
+            let versions = ": here nothing, there n1 time ";
+            ensure!(is_named && key.contains(versions), "{key}");
         }
         let args = [TABLE.0, "gossip-consistency", "--json"];
         let output = tokio::task::spawn_blocking(move || ssd(&binary, agent, &args)).await??;

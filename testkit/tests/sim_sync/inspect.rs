@@ -39,10 +39,12 @@ fn ask(
         network: network(),
         hash_table,
     };
-    sim.inspect(node, question, peer, 1);
-    sim.run_until(BUDGET, |sim| sim.inspected(node, 1).is_some())
+    let unused = |token: &u64| sim.inspected(node, *token).is_none();
+    let token = (1..).find(unused).expect("few comparisons");
+    sim.inspect(node, question, peer, token);
+    sim.run_until(BUDGET, |sim| sim.inspected(node, token).is_some())
         .expect("it ends");
-    sim.inspected(node, 1).expect("it has ended").clone()
+    sim.inspected(node, token).expect("it has ended").clone()
 }
 
 fn keys(found: &Inspected) -> Vec<&str> {

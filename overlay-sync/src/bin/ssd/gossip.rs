@@ -23,7 +23,7 @@ pub(crate) struct Gossip {
 }
 
 /// What a node has said.
-#[derive(Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub(crate) struct NodeCheck {
     pub(crate) id: String,
     pub(crate) hash: Option<String>,
@@ -39,8 +39,8 @@ pub(crate) struct NodeCheck {
 }
 
 impl Gossip {
-    /// Takes what the node `me` has found out.
-    pub(crate) fn new(me: &str, found: Consistency) -> Self {
+    /// Takes what the node `me` has found out; `silent` are nodes that had not answered before.
+    pub(crate) fn new(me: &str, found: Consistency, silent: &[NodeCheck]) -> Self {
         let ours = NodeCheck {
             id: me.to_owned(),
             reason: unhashed(found.hash.as_ref()),
@@ -53,6 +53,9 @@ impl Gossip {
         let peers = found.peers.into_iter();
         let mut nodes: Vec<NodeCheck> = peers.map(|peer| NodeCheck::new(peer, hash)).collect();
         nodes.push(ours);
+        let is_gone = |silent: &&NodeCheck| nodes.iter().all(|node| node.id != silent.id);
+        let gone: Vec<NodeCheck> = silent.iter().filter(is_gone).cloned().collect();
+        nodes.extend(gone);
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
         Self {
             network: found.network,
@@ -63,6 +66,17 @@ impl Gossip {
                 .all(|node| node.hash.is_some() && !node.differs),
             nodes,
         }
+    }
+
+    /// Returns true when nodes that have answered differ.
+    pub(crate) fn differs(&self) -> bool {
+        self.nodes.iter().any(|node| node.differs)
+    }
+
+    /// Returns the nodes that have not answered.
+    pub(crate) fn silent(&self) -> Vec<NodeCheck> {
+        let silent = self.nodes.iter().filter(|node| node.hash.is_none());
+        silent.cloned().collect()
     }
 
     pub(crate) fn verdict(&self) -> Verdict {

@@ -159,13 +159,16 @@ async fn look(agent: &Agent, node: &str, network: &str) -> Result<NetworkCheck> 
 
 async fn compare_nodes(agent: &Agent, network: &str, as_json: bool) -> Result<Verdict> {
     let About { id } = agent.about().await?;
+    let mut silent = Vec::new();
     let mut look = 1;
     let gossip = loop {
         let found: Consistency = agent.consistency(network).await?;
-        let gossip = Gossip::new(&id, found);
-        if gossip.verdict() != Verdict::Wrong || look == LOOKS {
+        let gossip = Gossip::new(&id, found, &silent);
+        if !gossip.differs() || look == LOOKS {
             break gossip;
         }
+        // Somebody who has not answered is down by the next look, and not asked again.
+        silent = gossip.silent();
         look += 1;
         sleep(PAUSE).await;
     };

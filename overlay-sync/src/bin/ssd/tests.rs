@@ -365,7 +365,7 @@ fn the_ingress_network_comes_last_and_by_its_name() {
 
 fn gossip(found: Value) -> Gossip {
     let found: Consistency = serde_json::from_value(found).unwrap();
-    Gossip::new("bg2", found)
+    Gossip::new("bg2", found, &[])
 }
 
 fn peer(id: &str, hash: Option<&str>, differences: &[Value]) -> Value {
@@ -427,6 +427,23 @@ fn a_node_without_an_answer_or_without_a_hash_is_not_taken_for_equal() {
         "Node id: z did not answer: it has no hash, because it is too old or its table too large";
     assert_eq!(lines[4], old);
     assert_eq!(found.verdict(), Verdict::Unknown);
+}
+
+#[test]
+fn a_node_that_is_down_by_the_next_look_is_told_of() {
+    let mut silent = peer("z", None, &[]);
+    silent["reason"] = json!("the other node went down");
+    let peers = [peer("a", Some("22"), &[]), silent];
+    let before = gossip(json!({"network": "ov2", "hash": "11", "peers": peers}));
+    assert!(before.differs());
+    let peers = [peer("a", Some("11"), &[])];
+    let found = json!({"network": "ov2", "hash": "11", "peers": peers});
+    let found: Consistency = serde_json::from_value(found).unwrap();
+    let after = Gossip::new("bg2", found, &before.silent());
+    assert!(!after.differs());
+    let last = print::gossip(&after).pop().unwrap();
+    assert_eq!(last, "Node id: z did not answer: the other node went down");
+    assert_eq!(after.verdict(), Verdict::Unknown);
 }
 
 #[test]
