@@ -8,8 +8,11 @@
 //! * [`service`] is what the test service `networkdb-test` answers beyond a diagnostic server.
 //! * [`hosts`] makes a machine look like many, joined by a network that can be broken.
 //! * [`scenario`] writes to clusters of such hosts while things go wrong, [`soak`] does so for hours.
+//! * [`balancing`] tries what balancing promises, with real connections.
+//! * [`vm`] runs a program in a virtual machine, for what the kernel of this machine lacks.
 //! * [`mod@bench`] measures what the project promises.
 
+pub mod balancing;
 pub mod bench;
 pub mod check;
 pub mod e2e;
@@ -23,3 +26,4 @@ pub mod scenario;
 pub mod service;
 pub mod sim;
 pub mod soak;
+pub mod vm;

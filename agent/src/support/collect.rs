@@ -94,6 +94,7 @@ impl<'a> Collector<'a> {
             self.facts.networks.push(network);
         }
         self.facts.data_path = self.data_path().await?;
+        self.facts.services = self.services().await?;
         Ok(())
     }
 

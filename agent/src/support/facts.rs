@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::datapath::DataPath;
 use super::records::Records;
+use super::services::Services;
 
 /// Everything that was learned.
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ pub(super) struct Facts {
     pub(super) host: Host,
     /// None when the agent has none.
     pub(super) data_path: Option<DataPath>,
+    /// What the agent balances.
+    pub(super) services: Services,
 }
 
 /// What was learned of the machine.

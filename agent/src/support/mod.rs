@@ -13,6 +13,7 @@ mod names;
 mod overlap;
 mod records;
 mod scrub;
+mod services;
 mod summary;
 
 use std::io::Write;

@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Unanswered,
     /// What is not as it should be in the data path.
     DataPath,
+    /// Of the services.
+    Services,
     /// A member that is not well.
     Member,
     /// Entries of a node that is not there.
@@ -72,6 +74,7 @@ impl Kind {
             Self::Differs => "differs",
             Self::Unanswered => "unanswered",
             Self::DataPath => "datapath",
+            Self::Services => "services",
             Self::Member => "member",
             Self::Owner => "owner",
             Self::Record => "record",
@@ -107,6 +110,7 @@ pub(super) fn findings(facts: &Facts, redact: bool) -> Vec<Finding> {
         );
         found.push(Finding::new(Kind::Agent, text));
     }
+    facts.services.findings(&mut found);
     if let Some(path) = &facts.data_path {
         path.findings(&mut found);
     }

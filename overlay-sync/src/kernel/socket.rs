@@ -1,7 +1,7 @@
 //! A netlink socket of one network namespace: batches of requests, and dumps.
 //!
-//! The kernel handles a request while it is sent (`rtnetlink_rcv` in net/core/rtnetlink.c), so an answer is there as soon
-//! as the send returns. Of a batch only the last request asks for an answer; of the others, those that fail get one all
+//! The kernel handles a request while it is sent (`rtnetlink_rcv` in net/core/rtnetlink.c, `genl_rcv` in
+//! net/netlink/genetlink.c), so an answer is there as soon as the send returns. Of a batch only the last request asks for an answer; of the others, those that fail get one all
 //! the same, and its sequence number tells which.
 
 use std::fmt;
@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, recv, sockopt};
@@ -47,9 +47,9 @@ const ERROR_TEXT: u16 = 1;
 
 /// One request.
 #[derive(Debug)]
-pub(super) struct Request {
+pub(super) struct Request<M = RouteNetlinkMessage> {
     /// What is asked.
-    pub(super) message: RouteNetlinkMessage,
+    pub(super) message: M,
     /// `NLM_F_CREATE` and the like.
     pub(super) flags: u16,
     /// Errors that mean that it is so already.
@@ -117,9 +117,18 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Opens one in the namespace of the calling thread.
+    /// Opens one for devices, addresses and rows in the namespace of the calling thread.
     pub(super) fn open() -> io::Result<Self> {
-        let inner = netlink_sys::Socket::new(NETLINK_ROUTE)?;
+        Self::open_for(NETLINK_ROUTE)
+    }
+
+    /// Opens one for generic netlink in the namespace of the calling thread.
+    pub(super) fn open_generic() -> io::Result<Self> {
+        Self::open_for(NETLINK_GENERIC)
+    }
+
+    fn open_for(protocol: isize) -> io::Result<Self> {
+        let inner = netlink_sys::Socket::new(protocol)?;
         inner.connect(&netlink_sys::SocketAddr::new(0, 0))?;
         // Answers hold the kernel's words and no copy of the request.
         inner.set_ext_ack(true)?;
@@ -144,9 +153,9 @@ impl Socket {
     }
 
     /// Makes requests in their order, each whether or not one before it was refused, and tells which were.
-    pub(super) fn batch(
+    pub(super) fn batch<M: NetlinkSerializable>(
         &mut self,
-        requests: impl IntoIterator<Item = Request>,
+        requests: impl IntoIterator<Item = Request<M>>,
         mut refused: impl FnMut(usize, Refusal),
     ) {
         let mut requests = requests.into_iter();
@@ -184,7 +193,7 @@ impl Socket {
     /// Reads a whole table. What `parse` returns none for is left out; it is given the type and the payload of a message.
     pub(super) fn dump<T>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: impl NetlinkSerializable,
         parse: impl Fn(u16, &[u8]) -> Option<T>,
     ) -> Result<Vec<T>, Refusal> {
         self.outgoing.clear();
@@ -202,7 +211,7 @@ impl Socket {
     /// Asks for one object, and returns what `parse` makes of it.
     pub(super) fn get<T>(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: impl NetlinkSerializable,
         parse: impl Fn(u16, &[u8]) -> Option<T>,
     ) -> Result<Option<T>, Refusal> {
         self.outgoing.clear();
@@ -223,13 +232,12 @@ impl Socket {
     }
 
     /// Writes a request behind those that wait to be sent.
-    fn push(&mut self, message: RouteNetlinkMessage, flags: u16) {
+    fn push<M: NetlinkSerializable>(&mut self, message: M, flags: u16) {
         let mut header = NetlinkHeader::default();
         header.flags = flags | NLM_F_REQUEST;
         header.sequence_number = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        let mut message =
-            NetlinkMessage::new(header, NetlinkPayload::<RouteNetlinkMessage>::from(message));
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
         message.finalize();
         let start = self.outgoing.len();
         // Messages begin at multiples of four bytes (NLMSG_ALIGN).

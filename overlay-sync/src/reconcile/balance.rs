@@ -346,3 +346,6 @@ fn surplus<'a>(
         gone.map(|target| (*frontend, *target))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use ipnet::IpNet;
 use networkdb::{Key, NetworkId, NodeId};
 use tracing::{info, warn};
 
@@ -25,7 +26,7 @@ use crate::service::table::ServiceClaim;
 /// One overlay network on this host.
 #[derive(Debug)]
 pub(crate) struct Network {
-    id: NetworkId,
+    pub(super) id: NetworkId,
     pub(super) config: NetworkConfig,
     pub(super) underlay: Underlay,
     pub(super) overlay: Overlay,
@@ -37,6 +38,8 @@ pub(crate) struct Network {
     pub(super) node: NodeId,
     /// What is to be told to the cluster of the balancer's own addresses.
     pub(super) wishes: Vec<Wish>,
+    /// Subnets in which no address is left for the balancer.
+    pub(super) without_source: BTreeSet<IpNet>,
     /// When they are thought over; none when nothing has changed.
     pub(super) wishes_due: Option<Instant>,
     /// From when on addresses are chosen although not all records are known.
@@ -124,6 +127,7 @@ impl Network {
             balance: is_balanced.then(balance),
             node,
             wishes: Vec::new(),
+            without_source: BTreeSet::new(),
             wishes_due: Some(now),
             wishes_from: now + timing.detection / 2,
             id,

@@ -144,10 +144,17 @@ impl ServicesReport {
         reports.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         let sources = services.desired().sources.values();
         let rejected = services.rejected();
+        let full = network.without_source.first();
+        let no_source = || {
+            let subnet = full?;
+            Some(format!(
+                "no address of {subnet} is left for the balancer of this host"
+            ))
+        };
         Self {
             network: id.to_string(),
             ingress: network.config.ingress,
-            reason: balance.refusal.clone(),
+            reason: balance.refusal.clone().or_else(no_source),
             services: reports,
             sources: sources.map(ToString::to_string).collect(),
             rejected: rejected

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use networkdb::Key;
+use tracing::warn;
 
 use super::network::Network;
 use crate::desired::Place;
@@ -16,6 +17,9 @@ use crate::service::source;
 
 /// After how long a wish that was not granted is told again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// After how long a full subnet is searched again.
+const AGAIN_FULL: Duration = Duration::from_secs(30);
 
 /// Something that is to be told to the cluster.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,6 +40,7 @@ impl Network {
     pub(super) fn wish(&mut self, now: Instant) {
         self.wishes_due = None;
         self.wishes.clear();
+        self.without_source.clear();
         let needed = self.balance.as_ref();
         let needed = needed.map(|balance| balance.services.needed_sources());
         let mut sources = BTreeMap::new();
@@ -101,6 +106,9 @@ impl Network {
         }
         let chosen = kept.or_else(|| source::choose(&self.node, &subnet, |ip| !is_free(&ip)));
         let Some(endpoint) = chosen.and_then(|ip| IpNet::new(ip, subnet.prefix_len()).ok()) else {
+            warn!(network = %self.id, %subnet, "no address is left for the balancer of this host");
+            self.wishes_due = Some(now + AGAIN_FULL);
+            self.without_source.insert(subnet);
             return;
         };
         let record = PeerRecord {

@@ -12,6 +12,7 @@
 //! | `http` | the diagnostic server |
 //! | `detect` | death and partition |
 //! | `fdb` | the rows of an overlay network's peers in the kernel; needs root |
+//! | `services` | a thousand services in the kernel; needs root |
 //! | `datapath` | from a record on one host to the kernel of another; needs root |
 //! | `processes` | some of these rows over real processes |
 //! | `peers` | chitchat through the same rows (feature `peers`) |
@@ -45,6 +46,7 @@ mod propagate;
 mod rate;
 mod repair;
 mod scale;
+mod services;
 pub mod table;
 
 use figure::Figure;
@@ -165,6 +167,11 @@ pub const ROWS: &[Row] = &[
         name: "fdb",
         about: "10 k and 100 k peers of an overlay network into the kernel; needs root",
         run: fdb::run,
+    },
+    Row {
+        name: "services",
+        about: "a thousand services of ten endpoints into the kernel; needs root",
+        run: services::run,
     },
     Row {
         name: "datapath",

@@ -263,29 +263,9 @@ impl Overlay {
                 .namespace(host, network)
                 .is_ok_and(|path| bridge(&path).is_ok()))
         })?;
-        let namespace = self.namespace(host, network)?;
-        let bridge = bridge(&namespace)?;
         let report = self.report(host, network)?;
         let mtu = &report["segments"][0]["mtu"];
-        let veth = container.veth.clone();
-        let pid = container.process.id();
-        run_in(
-            &namespace,
-            &format!("ip link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pid}"),
-        )?;
-        run_in(
-            &namespace,
-            &format!("ip link set {veth} master {bridge} up"),
-        )?;
-        let inside = container.path();
-        run_in(
-            &inside,
-            &format!("ip link set eth0 address {} up", container.mac),
-        )?;
-        for address in &container.addresses {
-            run_in(&inside, &format!("ip addr add {address} dev eth0 nodad"))?;
-        }
-        Ok(())
+        container.join(&self.namespace(host, network)?, &mtu.to_string())
     }
 
     /// Tells the cluster that a container is on a host.
@@ -347,7 +327,8 @@ impl Overlay {
 }
 
 impl Container {
-    fn new(network: &str, number: u8, subnets: &[&str]) -> Result<Self> {
+    /// Starts one that is joined to nothing. `number` is the last byte of its addresses.
+    pub(crate) fn new(network: &str, number: u8, subnets: &[&str]) -> Result<Self> {
         let mut sleep = Command::new("setpriv");
         sleep.args(["--pdeathsig", "KILL", "unshare", "--net"]);
         sleep.args([
@@ -373,6 +354,26 @@ impl Container {
             veth: format!("c{}", process.id()),
             process,
         })
+    }
+
+    /// Joins it to the bridge in the namespace of its network.
+    pub(crate) fn join(&self, namespace: &Path, mtu: &str) -> Result<()> {
+        let bridge = bridge(namespace)?;
+        let (veth, pid) = (&self.veth, self.process.id());
+        run_in(
+            namespace,
+            &format!("ip link add {veth} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {pid}"),
+        )?;
+        run_in(namespace, &format!("ip link set {veth} master {bridge} up"))?;
+        let inside = self.path();
+        run_in(
+            &inside,
+            &format!("ip link set eth0 address {} up", self.mac),
+        )?;
+        for address in &self.addresses {
+            run_in(&inside, &format!("ip addr add {address} dev eth0 nodad"))?;
+        }
+        Ok(())
     }
 
     /// Returns the file of its namespace.
@@ -402,11 +403,21 @@ fn bridge(namespace: &Path) -> Result<String> {
 }
 
 /// Runs a command in the network namespace that a file stands for.
-fn run_in(namespace: &Path, line: &str) -> Result<String> {
+pub(crate) fn run_in(namespace: &Path, line: &str) -> Result<String> {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net={}", namespace.display()));
     let output = command.args(line.split_whitespace()).output()?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{line}: {}", error.trim());
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a line of shell in the network namespace that a file stands for.
+pub(crate) fn shell_in(namespace: &Path, line: &str) -> Result<()> {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net={}", namespace.display()));
+    let output = command.args(["sh", "-c", line]).output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{line}: {}", error.trim());
+    Ok(())
 }

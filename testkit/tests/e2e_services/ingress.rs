@@ -78,6 +78,18 @@ fn every_host_leads_a_published_port_to_every_replica() -> Result<()> {
     )?;
     let to = SocketAddr::from((bed.hosts.address(1)?, PUBLISHED));
     client.enter(|| answers(to))??;
+    // And nothing else of the host.
+    let own = bed
+        .hosts
+        .enter(1, || TcpListener::bind(("0.0.0.0", 9_999)))??;
+    let forbidden = SocketAddr::from((bed.hosts.address(1)?, 9_999));
+    bed.hosts.enter(2, || {
+        std::net::TcpStream::connect_timeout(&forbidden, WITHIN)
+    })??;
+    let short = Duration::from_millis(300);
+    let reached = client.enter(|| std::net::TcpStream::connect_timeout(&forbidden, short))?;
+    ensure!(reached.is_err(), "a container reached the host");
+    drop(own);
 
     // Nothing is published any more.
     for replica in [&one, &two] {

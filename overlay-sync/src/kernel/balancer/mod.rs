@@ -4,7 +4,11 @@
 //! one before it made, and changes of it only what differs.
 
 mod conntrack;
+mod genl;
 mod ground;
+mod ipvs;
+#[cfg(any(test, feature = "memory-kernel"))]
+pub mod memory;
 mod nft;
 mod nftables;
 mod uplink;
@@ -20,6 +24,7 @@ use ipnet::IpNet;
 use networkdb::NetworkId;
 
 use self::ground::Ground;
+use self::ipvs::Ipvs;
 use self::nftables::Nftables;
 use self::uplink::Uplink;
 use super::devices::Open;
@@ -134,7 +139,7 @@ impl Kind {
     /// Tries whether the host has what it needs.
     pub fn probe(self) -> Result<(), Unavailable> {
         let tried = match self {
-            Self::Ipvs => Err(Refusal::own("not yet")),
+            Self::Ipvs => ipvs::probe(None),
             Self::Nftables => Nftables::probe(None),
         };
         tried.map_err(|refusal| Unavailable(refusal.to_string()))
@@ -146,8 +151,8 @@ impl KernelBalancer {
     /// directory.
     pub fn new(dir: &Path, kind: Kind) -> io::Result<Self> {
         let (engine, other): (Box<dyn Engine>, Box<dyn Engine>) = match kind {
-            Kind::Ipvs => (Box::new(Nftables), Box::new(Nftables)),
-            Kind::Nftables => (Box::new(Nftables), Box::new(Nftables)),
+            Kind::Ipvs => (Box::new(Ipvs), Box::new(Nftables)),
+            Kind::Nftables => (Box::new(Nftables), Box::new(Ipvs)),
         };
         Ok(Self {
             host: Socket::open()?,

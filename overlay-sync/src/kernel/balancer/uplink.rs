@@ -37,11 +37,14 @@ pub(super) const INNER_END: &str = "uplink";
 const DROP: u16 = 0x06;
 
 /// Rules of the table, by chain.
-const RULES: [(&str, usize); 4] = [
+const RULES: [(&str, usize); 7] = [
     ("choose", 2),
     ("prerouting", 1),
     ("output", 1),
     ("postrouting", 2),
+    ("begin", 3),
+    ("input", 1),
+    ("forward", 1),
 ];
 
 /// The published ports of this host. Those that are held are held by this process.
@@ -261,7 +264,8 @@ fn write_element(script: &mut String, what: &str, published: Published) {
 }
 
 /// Writes what makes the table anew. What comes from this host, or from the namespace and goes back there, would be answered
-/// past the host with its own address; it gets that of the link.
+/// past the host with its own address; it gets that of the link. Containers begin nothing with the host or beyond it but
+/// by published ports.
 fn skeleton() -> String {
     let (v4, v6) = (UPLINK.v4[1], UPLINK.v6[1]);
     format!(
@@ -279,6 +283,13 @@ fn skeleton() -> String {
     oifname \"{HOST_END}\" fib saddr type local masquerade
     oifname \"{HOST_END}\" iifname \"{HOST_END}\" masquerade
   }}
+  chain begin {{
+    ct state established,related accept
+    ct status dnat accept
+    drop
+  }}
+  chain input {{ type filter hook input priority filter; policy accept; iifname \"{HOST_END}\" jump begin; }}
+  chain forward {{ type filter hook forward priority filter; policy accept; iifname \"{HOST_END}\" jump begin; }}
 }}\n"
     )
 }

@@ -3,6 +3,7 @@
 mod containers;
 mod hosts;
 mod soak;
+mod vm;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -29,6 +30,12 @@ enum Bed {
     ///
     /// Needs a docker daemon, and no registry. What it makes bears its process id, and is removed in the end.
     Containers(containers::Args),
+    /// Runs a program as root in a virtual machine whose kernel has what this machine's may lack, such as IPVS.
+    ///
+    /// Exits with the status of the program; 124 when the time is up, 125 when the machine failed. The kernel is Debian's,
+    /// downloaded by apt-get into ~/.cache/networkdb-vm or $TESTKIT_VM_CACHE. The machine is emulated: slow, and without
+    /// any network but what the program makes.
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +44,7 @@ fn main() -> ExitCode {
         Bed::Hosts(command) => hosts::run(command),
         Bed::Soak(args) => soak::run(args),
         Bed::Containers(args) => containers::run(args),
+        Bed::Vm(args) => return vm::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
