@@ -93,7 +93,7 @@ fn lines(balanced: &Value) -> String {
 }
 
 /// Changes what the kernel holds under a number.
-fn held<'a>(balanced: &'a mut Value, index: u32) -> &'a mut Value {
+fn held(balanced: &mut Value, index: u32) -> &mut Value {
     balanced["operations"] = json!(1);
     let held = balanced["held"].as_array_mut().unwrap();
     held.iter_mut().find(|one| one["index"] == index).unwrap()

@@ -206,7 +206,7 @@ impl ServiceCheck {
 impl FrontendCheck {
     fn new(wanted: &Frontend, balanced: &Balanced) -> Self {
         // nftables has no targets that get no connections.
-        let holds_idle = balanced.balancer == "ipvs";
+        let holds_idle = balanced.balancer != "nftables";
         let counted = |frontend: &Frontend| -> Targets {
             let all = frontend.targets.iter();
             let counted = all.filter(|(_, weight)| holds_idle || **weight > 0);
