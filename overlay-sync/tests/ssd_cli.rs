@@ -26,14 +26,14 @@ impl Agent {
             let all = by_request.entry((*request).to_owned()).or_default();
             all.push((*status, body.clone()));
         }
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("a bound listener has one");
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let noted = Arc::clone(&asked);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let request = serve(&stream.unwrap(), &mut by_request);
-                noted.lock().unwrap().push(request);
+                let request = serve(&stream.expect("a connection"), &mut by_request);
+                noted.lock().expect("nobody panics").push(request);
             }
         });
         Self { addr, asked }
@@ -44,22 +44,25 @@ impl Agent {
     }
 
     fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
+        self.asked.lock().expect("nobody panics").clone()
     }
 }
 
 fn ssd(agent: SocketAddr, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ssd"));
     command.arg("--agent").arg(agent.to_string()).args(args);
-    command.output().unwrap()
+    command.output().expect("ssd runs")
 }
 
 fn serve(mut stream: &TcpStream, answers: &mut Answers) -> String {
     let mut lines = BufReader::new(stream).lines();
-    let line = lines.next().unwrap().unwrap();
-    let request = line.strip_suffix(" HTTP/1.1").unwrap().to_owned();
+    let line = lines.next().expect("a request").expect("it is text");
+    let request = line
+        .strip_suffix(" HTTP/1.1")
+        .expect("it is HTTP")
+        .to_owned();
     // The head ends with an empty line, and no request has a body.
-    assert!(lines.any(|line| line.unwrap().is_empty()));
+    assert!(lines.any(|line| line.expect("it is text").is_empty()));
     let none = vec![(404, json!({"detail": "there is nothing"}))];
     let all = answers.entry(request.clone()).or_insert(none);
     let (status, body) = match all.len() {
@@ -72,7 +75,7 @@ fn serve(mut stream: &TcpStream, answers: &mut Answers) -> String {
         stream,
         "HTTP/1.1 {status} x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )
-    .unwrap();
+    .expect("ssd reads the answer");
     request
 }
 
@@ -111,7 +114,7 @@ fn code(output: &Output) -> Option<i32> {
 }
 
 fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
+    std::str::from_utf8(bytes).expect("lines are text")
 }
 
 const LIST: &str = "GET /v1/services";
