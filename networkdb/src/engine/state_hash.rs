@@ -16,7 +16,7 @@ use super::table::Table;
 use crate::id::TableName;
 
 /// Records of a table that is hashed: the engine does nothing else meanwhile, some 0.1 s at most.
-pub(crate) const HASHED_RECORDS_MAX: usize = 100_000;
+pub(crate) const HASHED_RECORDS_MAX: usize = 50_000;
 
 /// What readers see of a table, hashed: 32 bytes, written as 64 hex digits.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]

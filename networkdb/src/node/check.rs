@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 use super::driver::Command;
@@ -84,6 +84,10 @@ impl NetworkDb {
             return Err(CheckError::NotAttached { network });
         }
         let places = Arc::new(Semaphore::new(AT_ONCE));
+        let ours = match hash_table {
+            Some(table) => self.own_hash(network, table).await?,
+            None => None,
+        };
         let mut checks = JoinSet::new();
         let peers = self.peers(network).into_iter();
         for peer in peers.filter(|peer| peer.id != *self.id()) {
@@ -94,7 +98,7 @@ impl NetworkDb {
             };
             checks.spawn(async move {
                 let _place = places.acquire().await;
-                db.check_peer(question, peer, within).await
+                db.check_peer(question, ours, peer, within).await
             });
         }
         let mut found = Vec::new();
@@ -108,6 +112,7 @@ impl NetworkDb {
     async fn check_peer(
         &self,
         question: Question,
+        ours: Option<StateHash>,
         peer: Peer,
         within: Duration,
     ) -> Result<PeerCheck, Closed> {
@@ -125,7 +130,8 @@ impl NetworkDb {
                 Ok(Ok(Ok(found))) => {
                     hash = found.hash;
                     let found = found.still(lasting.as_ref());
-                    let is_equal = found.differences.is_empty() && self.shows(&question, hash);
+                    let is_equal = found.differences.is_empty()
+                        && (hash == ours || self.shows(&question, hash).await?);
                     lasting = Some(found);
                     if is_equal {
                         break;
@@ -160,11 +166,25 @@ impl NetworkDb {
     }
 
     /// Whether readers of this node see what a peer's hash is of, as far as one was asked for and given.
-    fn shows(&self, question: &Question, hash: Option<StateHash>) -> bool {
+    async fn shows(&self, question: &Question, hash: Option<StateHash>) -> Result<bool, Closed> {
         match question.hash_table.as_ref().zip(hash) {
-            Some((table, hash)) => self.state_hash(&question.network, table) == Some(hash),
-            None => true,
+            Some((table, hash)) => {
+                let ours = self.own_hash(&question.network, table).await?;
+                Ok(ours == Some(hash))
+            }
+            None => Ok(true),
         }
+    }
+
+    /// Makes [`NetworkDb::state_hash`] where it keeps no other task waiting.
+    async fn own_hash(
+        &self,
+        network: &NetworkId,
+        table: &TableName,
+    ) -> Result<Option<StateHash>, Closed> {
+        let (db, network, table) = (self.clone(), network.clone(), table.clone());
+        let hash = spawn_blocking(move || db.state_hash(&network, &table)).await;
+        hash.map_err(|_| Closed)
     }
 }
 
