@@ -2,6 +2,7 @@
 #
 #   docker build -t networkdb .                          the agent
 #   docker build -t networkdb-client --target client .   diagnosticClient
+#   docker build -t networkdb-ssd --target ssd .         ssd
 #   docker build -t networkdb-support --target support . networkdb support, with the tools that it asks
 #   docker build -t networkdb-e2e --target e2e .         networkdb-test, server and client
 #
@@ -16,9 +17,9 @@ FROM ${RUST_IMAGE} AS built
 WORKDIR /source
 COPY . .
 RUN RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_STRIP=debuginfo cargo build --release --locked --target x86_64-unknown-linux-gnu \
-        --bin networkdb --bin networkdb-test --bin diagnosticClient \
+        --bin networkdb --bin networkdb-test --bin diagnosticClient --bin ssd \
     && mkdir -p /programs /empty \
-    && cd target/x86_64-unknown-linux-gnu/release && cp networkdb networkdb-test diagnosticClient /programs/
+    && cd target/x86_64-unknown-linux-gnu/release && cp networkdb networkdb-test diagnosticClient ssd /programs/
 
 FROM scratch AS given
 COPY programs /programs
@@ -36,6 +37,12 @@ FROM scratch AS client
 COPY --from=programs /programs/diagnosticClient /diagnosticClient
 USER 65532:65532
 ENTRYPOINT ["/diagnosticClient"]
+
+# It asks the agent for everything, and takes no rights.
+FROM scratch AS ssd
+COPY --from=programs /programs/ssd /ssd
+USER 65532:65532
+ENTRYPOINT ["/ssd"]
 
 # As root: it reads the namespaces and the kernel's tables of the host.
 FROM ${SUPPORT_IMAGE} AS support

@@ -10,6 +10,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use diagnostic::flags::ServerArgs;
 use networkdb::{NetworkId, NodeId};
 use overlay_sync::NetworkConfig;
 use serde::de::{SeqAccess, Visitor};
@@ -111,26 +112,6 @@ pub(crate) struct CleanupArgs {
     pub(crate) dry_run: bool,
 }
 
-/// How an agent is asked.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct ServerArgs {
-    /// Diagnostic server of the agent
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:2000")]
-    pub(crate) agent: ServerAddr,
-    /// File with tokens of which the first is brought with every request, as --diagnostic-token-file of the agent
-    #[arg(long, value_name = "FILE")]
-    pub(crate) token_file: Option<PathBuf>,
-    /// Roots of the agent's certificate, PEM; the agent is then asked in TLS
-    #[arg(long, value_name = "FILE")]
-    pub(crate) cacert: Option<PathBuf>,
-    /// Certificate to bring, PEM
-    #[arg(long, value_name = "FILE", requires_all = ["key", "cacert"])]
-    pub(crate) cert: Option<PathBuf>,
-    /// Private key of that certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(crate) key: Option<PathBuf>,
-}
-
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct SupportArgs {
     #[command(flatten)]
@@ -144,37 +125,6 @@ pub(crate) struct SupportArgs {
     /// Config file of the agent, to include its settings; files that it names are not read
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-}
-
-/// Where a server is.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct ServerAddr {
-    /// Address or name, without brackets.
-    pub(crate) host: String,
-    pub(crate) port: u16,
-}
-
-impl std::str::FromStr for ServerAddr {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(addr) = text.parse::<std::net::SocketAddr>() {
-            return Ok(Self {
-                host: addr.ip().to_string(),
-                port: addr.port(),
-            });
-        }
-        let (host, port) = text.rsplit_once(':').ok_or("it has no port")?;
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if host.is_empty() || !host.bytes().all(is_name) {
-            return Err("it must be IP:PORT, of IPv6 [IP]:PORT");
-        }
-        let port = port.parse().map_err(|_| "the port must be 1 to 65535")?;
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -502,21 +452,6 @@ mod tests {
         let args: AgentArgs = serde_json::from_str(text).unwrap();
         assert_eq!(args.join, ["a", "b"]);
         assert!(args.network.is_empty());
-    }
-
-    #[test]
-    fn servers_are_addresses_or_names_with_a_port() {
-        for (text, host, port) in [
-            ("192.0.2.1:2000", "192.0.2.1", 2000),
-            ("[::1]:1", "::1", 1),
-            ("node-1.example:80", "node-1.example", 80),
-        ] {
-            let addr: ServerAddr = text.parse().unwrap();
-            assert_eq!((addr.host.as_str(), addr.port), (host, port));
-        }
-        for text in ["", "host", ":1", "::1", "a b:1", "host:70000", "http://x:1"] {
-            assert!(text.parse::<ServerAddr>().is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! not check.
 
 mod args;
-mod asking;
 mod config;
 mod datapath;
 mod demo;

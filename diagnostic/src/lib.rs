@@ -40,6 +40,7 @@ mod connections;
 mod entries;
 mod extras;
 mod failure;
+pub mod flags;
 mod head_timer;
 mod json;
 mod listing;

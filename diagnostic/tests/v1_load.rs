@@ -380,10 +380,21 @@ async fn nodes_that_hold_the_same_are_consistent_and_those_alone_too() {
     assert_eq!(found["is_consistent"], true, "{found}");
     assert_eq!(found["peers"][0]["id"], json!(other.id().as_str()));
     assert_eq!(found["peers"][0]["outcome"], "equal");
+    assert_eq!(
+        (&found["hash"], &found["peers"][0]["hash"]),
+        (&json!(null), &json!(null))
+    );
+    let found = rig.get(&format!("{check}?table=table")).await;
+    assert_eq!(found["hash"].as_str().map(str::len), Some(64), "{found}");
+    assert_eq!(found["hash"], found["peers"][0]["hash"]);
+    let none = rig.get(&format!("{check}?table=none")).await;
+    let nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    assert_eq!(none["peers"][0]["hash"], nothing, "a table without entries");
     for (target, status) in [
         ("/v1/networks/other/consistency", 404),
         ("/v1/networks/net/consistency?within=0", 400),
         ("/v1/networks/net/consistency?within=31", 400),
+        ("/v1/networks/net/consistency?table=", 400),
     ] {
         assert_eq!(rig.client.get(target).await.unwrap().status, status);
     }

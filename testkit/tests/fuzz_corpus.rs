@@ -407,6 +407,7 @@ fn offer(bits: u8) -> Offer {
             ranges: (0..1 << bits).collect(),
         }],
         more: false,
+        state_hash: None,
     }
 }
 
@@ -445,6 +446,7 @@ fn asked() -> Message {
     Message::Inspect {
         network: network(),
         node: node_id("peer"),
+        hash_table: Some(table("many")),
     }
 }
 

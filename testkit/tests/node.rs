@@ -498,7 +498,10 @@ async fn a_check_names_what_stays_different() {
         second.table(&network(), &table()).len() == 1
     })
     .await;
-    let checked = second.check(&network(), DEADLINE).await.expect("attached");
+    let checked = second
+        .check(&network(), None, DEADLINE)
+        .await
+        .expect("attached");
     assert_eq!(checked.len(), 1);
     assert_eq!(checked[0].peer.id, *first.id());
     assert_eq!(checked[0].outcome, CheckOutcome::Equal);
@@ -514,7 +517,10 @@ async fn a_check_names_what_stays_different() {
         });
         let written = first.write_batch(writes.to_vec()).await;
         assert!(written.expect("it is open").iter().all(Result::is_ok));
-        let checked = second.check(&network(), DEADLINE).await.expect("attached");
+        let checked = second
+            .check(&network(), None, DEADLINE)
+            .await
+            .expect("attached");
         // The first syncs of the two may still have been under way.
         match &checked[0].outcome {
             CheckOutcome::Differs { differences, .. } => break differences.clone(),
@@ -530,6 +536,6 @@ async fn a_check_names_what_stays_different() {
         assert_eq!(there.owner, *first.id());
     }
     let other = NetworkId::new("other").expect("a valid name");
-    let refused = second.check(&other, DEADLINE).await.unwrap_err();
+    let refused = second.check(&other, None, DEADLINE).await.unwrap_err();
     assert_eq!(refused, CheckError::NotAttached { network: other });
 }

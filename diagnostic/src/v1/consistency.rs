@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::extract::{Names, OfNetwork, Params};
 use super::problem::Problem;
-use super::{Api, Json, networks};
+use super::{Api, Json, networks, walking};
 
 /// Seconds that a peer gets when the client does not say.
 const WITHIN: u8 = 5;
@@ -28,6 +28,9 @@ pub(crate) struct How {
     /// Seconds that each peer gets for an answer.
     #[param(minimum = 1, maximum = 30, default = 5)]
     within: Option<u8>,
+    /// A table of which every node is asked for a hash of what its readers see.
+    #[param(value_type = Option<String>)]
+    table: Option<TableName>,
 }
 
 /// Whether the nodes attached to a network hold the same.
@@ -41,6 +44,12 @@ pub(crate) struct Consistency {
     /// The digest of this node when the check ended.
     #[schema(pattern = "^[0-9a-f]{32}$")]
     digest: String,
+    /// SHA-256 over what readers of this node saw of the table that was asked for when the check ended: its entries in the order of
+    /// their keys, each as the length of the key (8 bytes, big-endian), the key, and the same of the value. Absent without such a
+    /// table, and when it holds more than 50 000 records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false, pattern = "^[0-9a-f]{64}$")]
+    hash: Option<String>,
     /// The other nodes attached to the network that are up, sorted by id.
     peers: Vec<CheckedPeer>,
 }
@@ -59,6 +68,10 @@ pub(crate) struct CheckedPeer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false)]
     reason: Option<String>,
+    /// The same hash of what its readers saw when it answered. Absent from nodes too old to tell, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false, pattern = "^[0-9a-f]{64}$")]
+    hash: Option<String>,
     /// The tables that differ, sorted.
     #[schema(value_type = Vec<String>)]
     tables: BTreeSet<TableName>,
@@ -134,7 +147,12 @@ impl From<Difference> for KeyDifference {
 }
 
 impl From<PeerCheck> for CheckedPeer {
-    fn from(PeerCheck { peer, outcome }: PeerCheck) -> Self {
+    fn from(check: PeerCheck) -> Self {
+        let PeerCheck {
+            peer,
+            outcome,
+            hash,
+        } = check;
         let (name, reason, differences, is_cut) = match outcome {
             CheckOutcome::Equal => (OutcomeName::Equal, None, Vec::new(), false),
             CheckOutcome::Failed { reason } => {
@@ -150,6 +168,7 @@ impl From<PeerCheck> for CheckedPeer {
             addr: peer.addr.to_string(),
             outcome: name,
             reason,
+            hash: hash.map(|hash| hash.to_string()),
             tables: differences.iter().map(|it| it.table.clone()).collect(),
             differences: differences.into_iter().map(KeyDifference::from).collect(),
             is_cut,
@@ -189,11 +208,16 @@ pub(crate) async fn check(
         )));
     };
     let within = Duration::from_secs(within.into());
-    let checks = api.db.check(&names.network, within).await?;
+    let table = how.table;
+    let checks = api.db.check(&names.network, table.as_ref(), within).await?;
     let peers: Vec<_> = checks.into_iter().map(CheckedPeer::from).collect();
+    let (db, network) = (api.db.clone(), names.network.clone());
+    let hash = move || table.and_then(|table| db.state_hash(&network, &table));
+    let hash = walking(hash).await;
     Ok(Json(Consistency {
         is_consistent: peers.iter().all(|it| it.outcome == OutcomeName::Equal),
         digest: networks::digest_of(&api.db, &names.network)?,
+        hash: hash.map(|hash| hash.to_string()),
         network: names.network,
         peers,
     }))

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::event::{Body, TableRecord};
 use super::ranges::differing;
 use super::selection::Selection;
+use super::state_hash::StateHash;
 use super::stream::{Purpose, StreamId};
 use super::{Engine, Output};
 use crate::id::{Key, NetworkId, NodeId, TableName, Version};
@@ -46,6 +47,18 @@ pub struct Inspected {
     pub differences: Vec<Difference>,
     /// More keys differ.
     pub is_cut: bool,
+    /// What readers of the other node see of the table whose hash was asked for, unless that node does not know the question or
+    /// the table is too large.
+    pub hash: Option<StateHash>,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The network.
+    pub network: NetworkId,
+    /// A table of which a hash is wanted too.
+    pub hash_table: Option<TableName>,
 }
 
 /// The side that asks.
@@ -61,6 +74,7 @@ pub(crate) struct Inspection {
     found: BTreeMap<(TableName, Key), (Option<Version>, Option<Version>)>,
     /// More keys differ than have room there.
     is_cut: bool,
+    hash: Option<StateHash>,
     is_done: bool,
 }
 
@@ -98,6 +112,7 @@ impl Inspection {
         Inspected {
             differences: self.found.into_iter().map(difference).collect(),
             is_cut: self.is_cut,
+            hash: self.hash,
         }
     }
 }
@@ -107,7 +122,7 @@ impl Engine {
     /// or this node is not attached.
     pub fn inspect(
         &mut self,
-        network: &NetworkId,
+        question: Question,
         peer: &NodeId,
         token: InspectToken,
         now: Instant,
@@ -116,33 +131,39 @@ impl Engine {
             token,
             result: Err(why.to_owned()),
         };
-        if !self.networks.contains_key(network) {
+        let Question {
+            network,
+            hash_table,
+        } = question;
+        if !self.networks.contains_key(&network) {
             self.outputs
                 .push_back(refuse("this node is not attached to the network"));
             return;
         }
-        let is_attached = self.attachments.is_attached(network, peer);
+        let is_attached = self.attachments.is_attached(&network, peer);
         let Some(addr) = self.roster.addr(peer).filter(|_| is_attached) else {
             self.outputs
                 .push_back(refuse("no member of this name is attached to the network"));
             return;
         };
-        let question = Message::Inspect {
+        let message = Message::Inspect {
             network: network.clone(),
             node: self.me.clone(),
+            hash_table,
         };
         let inspection = Inspection {
             token,
-            network: network.clone(),
+            network,
             offered: Vec::new(),
             is_listing: false,
             selection: Selection::default(),
             found: BTreeMap::new(),
             is_cut: false,
+            hash: None,
             is_done: false,
         };
         let purpose = Purpose::Inspection(Box::new(inspection));
-        let outbox = VecDeque::from([question.encode()]);
+        let outbox = VecDeque::from([message.encode()]);
         if self.open_stream(addr, purpose, outbox, now).is_none() {
             self.outputs
                 .push_back(refuse("this node has too many streams open"));
@@ -153,10 +174,14 @@ impl Engine {
     pub(crate) fn inspect_received(
         &mut self,
         id: StreamId,
-        network: NetworkId,
+        question: Question,
         node: &NodeId,
         now: Instant,
     ) {
+        let Question {
+            network,
+            hash_table,
+        } = question;
         let is_entitled =
             self.networks.contains_key(&network) && self.attachments.is_attached(&network, node);
         let stream = self.streams.get_mut(id).filter(|stream| {
@@ -172,7 +197,11 @@ impl Engine {
             selection: None,
             is_done: false,
         }));
-        let offer = self.offer_frames(&network, now);
+        let tables = self.networks.get(&network).map(|local| &local.tables);
+        let hash = tables
+            .zip(hash_table)
+            .and_then(|(tables, table)| StateHash::of(tables, &table));
+        let offer = self.offer_frames(&network, hash, now);
         if let Some(stream) = self.streams.get_mut(id) {
             stream.outbox.extend(offer);
         }
@@ -225,6 +254,7 @@ impl Engine {
             return false;
         }
         inspection.offered.extend(offer.tables);
+        inspection.hash = offer.state_hash;
         if offer.more {
             return true;
         }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use super::event::{AttachmentRecord, Digest, TableRecord};
 use super::ranges::{differing, differing_in, narrowed, narrowed_again, offer_of};
 use super::selection::Selection;
+use super::state_hash::StateHash;
 use super::stream::{Purpose, StreamId};
 use super::table::Table;
 use super::{Engine, Source};
@@ -82,7 +83,13 @@ impl Sync {
 }
 
 impl Engine {
-    pub(crate) fn offer_frames(&self, network: &NetworkId, now: Instant) -> VecDeque<Bytes> {
+    /// Makes an offer, with a hash of what readers see when that was asked for.
+    pub(crate) fn offer_frames(
+        &self,
+        network: &NetworkId,
+        state_hash: Option<StateHash>,
+        now: Instant,
+    ) -> VecDeque<Bytes> {
         let tables = self.local_tables(network);
         let mut attachments = self.attachments.export(network, self.millis(now));
         attachments.retain(|record| record.node == self.me);
@@ -95,6 +102,7 @@ impl Engine {
             attachments_digest: self.attachments.digest(network, self.millis(now)),
             tables: Vec::new(),
             more: true,
+            state_hash: None,
         };
         let mut frames = VecDeque::new();
         let mut ranges = 0;
@@ -110,6 +118,7 @@ impl Engine {
             offer.tables.push(digest);
         }
         offer.more = false;
+        offer.state_hash = state_hash;
         frames.push_back(Message::Offer(offer).encode());
         frames
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::exchange::Exchange;
-use super::inspect::{Answer, Inspection};
+use super::inspect::{Answer, Inspection, Question};
 use super::session::Sync;
 use super::{Engine, Output, TimerKind};
 use crate::id::NetworkId;
@@ -188,7 +188,17 @@ impl Engine {
                 network,
                 attachments,
             } => self.attachments_received(id, &network, &attachments, now),
-            Message::Inspect { network, node } => self.inspect_received(id, network, &node, now),
+            Message::Inspect {
+                network,
+                node,
+                hash_table,
+            } => {
+                let question = Question {
+                    network,
+                    hash_table,
+                };
+                self.inspect_received(id, question, &node, now);
+            }
             Message::Records(records) => self.records_received(id, &records, now),
             Message::SyncEnd { network } => self.sync_end_received(id, &network, now),
             Message::Table(record) => self.records_received(id, &[record], now),

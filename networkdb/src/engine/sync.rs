@@ -260,7 +260,7 @@ impl Engine {
         if let Some(local) = self.networks.get_mut(network) {
             local.sync.progress.begin(now);
         }
-        let outbox = self.offer_frames(network, now);
+        let outbox = self.offer_frames(network, None, now);
         let purpose = Purpose::Sync(Box::new(Sync::new(network.clone())));
         self.open_stream(peer, purpose, outbox, now).is_some()
     }

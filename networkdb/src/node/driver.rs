@@ -20,7 +20,7 @@ use super::watch::{WatchEvent, Watcher};
 use super::{NodeStatus, Refusals, StopReason, Timings};
 use crate::engine::{
     Accepted, Engine, Input, InspectToken, Inspected, JoinProgress, JoinToken, MemberStatus,
-    NetworkError, NetworkStats, Output, Persistent, StreamId, Timer, Write, WriteError,
+    NetworkError, NetworkStats, Output, Persistent, Question, StreamId, Timer, Write, WriteError,
 };
 use crate::histogram::Histogram;
 use crate::id::{NetworkId, NodeId};
@@ -88,11 +88,7 @@ pub(crate) enum Command {
     SetKeyring(Keyring, oneshot::Sender<()>),
     NetworkStats(NetworkId, oneshot::Sender<Option<NetworkStats>>),
     JoinProgress(NetworkId, oneshot::Sender<Option<JoinProgress>>),
-    Inspect(
-        NetworkId,
-        NodeId,
-        oneshot::Sender<Result<Inspected, String>>,
-    ),
+    Inspect(Question, NodeId, oneshot::Sender<Result<Inspected, String>>),
     Stats(oneshot::Sender<Stats>),
     Timings(oneshot::Sender<Timings>),
     Status(oneshot::Sender<NodeStatus>),
@@ -310,11 +306,11 @@ impl Driver {
             }
             Command::NetworkStats(network, to) => reply(to, engine.network_stats(&network)),
             Command::JoinProgress(network, to) => reply(to, engine.join_progress(&network, now)),
-            Command::Inspect(network, peer, to) => {
+            Command::Inspect(question, peer, to) => {
                 self.state.next_inspection += 1;
                 let token = self.state.next_inspection;
                 self.state.inspections.insert(token, to);
-                engine.inspect(&network, &peer, token, now);
+                engine.inspect(question, &peer, token, now);
             }
             Command::Stats(to) => reply(to, self.stats()),
             Command::Timings(to) => reply(to, self.timings(now)),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::driver::Command;
 use super::{Closed, NetworkDb};
-use crate::engine::{Digest, MemberStatus, TableStats};
+use crate::engine::{Digest, MemberStatus, StateHash, TableStats};
 use crate::histogram::Histogram;
 use crate::id::{Generation, NetworkId, TableName};
 
@@ -71,5 +71,13 @@ impl NetworkDb {
     #[must_use]
     pub fn table_digest(&self, network: &NetworkId, table: &TableName) -> Option<Digest> {
         Some(self.store.network(network)?.table(table)?.digest())
+    }
+
+    /// Returns a hash of what readers see of a table, the same on all nodes on which they see the same. `None` when this node is
+    /// not attached to the network, or the table holds more than 50 000 records.
+    #[must_use]
+    pub fn state_hash(&self, network: &NetworkId, table: &TableName) -> Option<StateHash> {
+        let network = self.store.network(network)?;
+        StateHash::of(&network, table)
     }
 }

@@ -63,6 +63,10 @@ pub(super) fn from_proto(kind: MessageType, data: Bytes) -> Converted<Message> {
             Message::Inspect {
                 network: NetworkId::new(message.network_id)?,
                 node: NodeId::new(message.node_name)?,
+                hash_table: match message.hash_table.is_empty() {
+                    true => None,
+                    false => Some(TableName::new(message.hash_table)?),
+                },
             }
         }
         MessageType::SyncEnd => Message::SyncEnd {
@@ -137,11 +141,18 @@ pub(super) fn encode(message: &Message) -> Bytes {
                 attachments: attachments_of(attachments),
             },
         ),
-        Message::Inspect { network, node } => pack(
+        Message::Inspect {
+            network,
+            node,
+            hash_table,
+        } => pack(
             MessageType::Inspect,
             &proto::Inspect {
                 network_id: network.to_string(),
                 node_name: node.to_string(),
+                hash_table: hash_table
+                    .as_ref()
+                    .map_or(String::new(), ToString::to_string),
             },
         ),
         Message::SyncEnd { network } => pack(

@@ -10,7 +10,9 @@ use prost::Message as _;
 pub(crate) use batch::BatchWriter;
 pub use compress::{compressed, decode_frame};
 
-use crate::engine::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind};
+use crate::engine::{
+    AttachmentRecord, Body, Digest, NodeRecord, StateHash, TableRecord, WriteKind,
+};
 use crate::id::{Generation, Key, LamportTime, NameError, NetworkId, NodeId, Stamp, TableName};
 
 mod batch;
@@ -93,6 +95,8 @@ pub enum Message {
         network: NetworkId,
         /// The sender.
         node: NodeId,
+        /// A table whose hash is wanted.
+        hash_table: Option<TableName>,
     },
     /// Records of one network, one at least.
     Records(Vec<TableRecord>),
@@ -209,6 +213,8 @@ pub struct Offer {
     pub tables: Vec<TableDigest>,
     /// Another part follows.
     pub more: bool,
+    /// What readers of the sender see of a table, if that was asked for.
+    pub state_hash: Option<StateHash>,
 }
 
 /// Ranges of one table that differ.

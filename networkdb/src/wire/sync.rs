@@ -6,7 +6,7 @@ use super::convert::{Converted, attachments, attachments_of, digest, digest_byte
 use super::proto;
 use super::{
     LamportTime, NARROW_BITS_MAX, Narrow, NetworkId, NodeId, Offer, RANGE_BITS_MAX, Ranges,
-    STEP_BITS_MAX, TableDigest, TableName, TableNarrow, TableRanges, WireError,
+    STEP_BITS_MAX, StateHash, TableDigest, TableName, TableNarrow, TableRanges, WireError,
 };
 
 fn range_bits(bits: u32, max: u8) -> Converted<u8> {
@@ -96,6 +96,17 @@ fn table_digest(message: &proto::TableDigest) -> Converted<TableDigest> {
     })
 }
 
+fn state_hash(bytes: &[u8]) -> Converted<Option<StateHash>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let bytes = bytes.try_into();
+    let bytes = bytes.map_err(|_| WireError::Field {
+        field: "state_hash",
+    })?;
+    Ok(Some(StateHash(bytes)))
+}
+
 pub(super) fn offer(message: proto::SyncOffer) -> Converted<Offer> {
     Ok(Offer {
         network: NetworkId::new(message.network_id)?,
@@ -110,6 +121,7 @@ pub(super) fn offer(message: proto::SyncOffer) -> Converted<Offer> {
             .map(table_digest)
             .collect::<Converted<_>>()?,
         more: message.more,
+        state_hash: state_hash(&message.state_hash)?,
     })
 }
 
@@ -129,6 +141,9 @@ pub(super) fn offer_of(offer: &Offer) -> proto::SyncOffer {
         attachments_digest: digest_bytes(offer.attachments_digest),
         tables: offer.tables.iter().map(table).collect(),
         more: offer.more,
+        state_hash: offer
+            .state_hash
+            .map_or(Bytes::new(), |hash| hash.0.to_vec().into()),
     }
 }
 

@@ -285,6 +285,11 @@ fn sync_messages_survive_the_wire() {
             ranges: vec![1, 2],
         }],
         more: false,
+        state_hash: None,
+    };
+    let hashed = Offer {
+        state_hash: Some(StateHash([7; 32])),
+        ..offer.clone()
     };
     let ranges = Ranges {
         network: attachment.network.clone(),
@@ -299,9 +304,16 @@ fn sync_messages_survive_the_wire() {
     };
     for message in [
         Message::Offer(offer),
+        Message::Offer(hashed),
         Message::Inspect {
             network: attachment.network.clone(),
             node: attachment.node.clone(),
+            hash_table: None,
+        },
+        Message::Inspect {
+            network: attachment.network.clone(),
+            node: attachment.node.clone(),
+            hash_table: Some(TableName::new("t").unwrap()),
         },
         Message::Attachments {
             network: attachment.network.clone(),

@@ -125,6 +125,9 @@ pub struct Balanced {
     pub balancer: String,
     /// What the kernel holds. Where the balancer has no targets with weight 0, they lack.
     pub held: Vec<FrontendReport>,
+    /// What of it packets do not get to: a published port whose rules lack on the host, or an address whose rules lack in the
+    /// namespace. It is held without targets then.
+    pub unreached: Vec<String>,
     /// What would be done, in its order; the list may be cut.
     pub plan: Vec<String>,
     /// How many operations that is; 0 when nothing differs.
@@ -270,6 +273,7 @@ impl Balanced {
                     FrontendReport::new(frontend, service, index)
                 })
                 .collect(),
+            unreached: held.unreached.iter().map(ToString::to_string).collect(),
             plan: ops
                 .iter()
                 .take(PLAN_LINES_MAX)

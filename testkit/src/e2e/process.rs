@@ -245,6 +245,13 @@ pub fn networkdb_test_binary() -> Result<PathBuf> {
     found.clone().map_err(anyhow::Error::msg)
 }
 
+/// Returns the path of `ssd`, as for [`binary`].
+pub fn ssd_binary() -> Result<PathBuf> {
+    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let found = BINARY.get_or_init(|| built_binary("ssd").map_err(|error| format!("{error:#}")));
+    found.clone().map_err(anyhow::Error::msg)
+}
+
 /// Finds a binary beside the running test; cargo puts that into `deps` of the same directory.
 fn built_binary(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;

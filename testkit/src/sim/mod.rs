@@ -19,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use networkdb::engine::{Engine, Inspected, JoinProgress, Lookup};
+use networkdb::engine::{Engine, Inspected, JoinProgress, Lookup, Question};
 use networkdb::wire::frame::DatagramSeal;
 use networkdb::{Config, Key, Keyring, NetworkId, NodeId, TableName};
 use rand::rngs::StdRng;
@@ -307,10 +307,10 @@ impl Sim {
     }
 
     /// Compares a network with what a peer holds of it; what it has shown is found under the token, once it has ended.
-    pub fn inspect(&mut self, number: usize, network: &NetworkId, peer: usize, token: u64) {
+    pub fn inspect(&mut self, number: usize, question: Question, peer: usize, token: u64) {
         let peer = self.id(peer).clone();
         self.with(number, |engine, now| {
-            engine.inspect(network, &peer, token, now)
+            engine.inspect(question, &peer, token, now)
         });
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use networkdb::engine::{Difference, Inspected};
+use networkdb::TableName;
+use networkdb::engine::{Difference, Inspected, Question, StateHash};
 use testkit::sim::{Conditions, Setup, Sim};
 
 use super::{BUDGET, agree, attach, attached, cluster, network, sum, table, write, write_in};
@@ -17,10 +18,33 @@ fn keep_apart(sim: &mut Sim) {
 
 /// Compares two nodes before a failure detector could notice that no datagram arrives.
 fn compare(sim: &mut Sim, node: usize, peer: usize) -> Result<Inspected, String> {
-    sim.inspect(node, &network(), peer, 1);
-    sim.run_until(BUDGET, |sim| sim.inspected(node, 1).is_some())
+    ask(sim, node, peer, None)
+}
+
+/// The same, with the hash of a table.
+fn compare_with(sim: &mut Sim, node: usize, peer: usize, of: &str) -> Option<StateHash> {
+    let of = TableName::new(of).expect("a valid name");
+    ask(sim, node, peer, Some(of))
+        .expect("it comes to an end")
+        .hash
+}
+
+fn ask(
+    sim: &mut Sim,
+    node: usize,
+    peer: usize,
+    hash_table: Option<TableName>,
+) -> Result<Inspected, String> {
+    let question = Question {
+        network: network(),
+        hash_table,
+    };
+    let unused = |token: &u64| sim.inspected(node, *token).is_none();
+    let token = (1..).find(unused).expect("few comparisons");
+    sim.inspect(node, question, peer, token);
+    sim.run_until(BUDGET, |sim| sim.inspected(node, token).is_some())
         .expect("it ends");
-    sim.inspected(node, 1).expect("it has ended").clone()
+    sim.inspected(node, token).expect("it has ended").clone()
 }
 
 fn keys(found: &Inspected) -> Vec<&str> {
@@ -92,6 +116,30 @@ fn a_deleted_entry_is_a_difference_and_equal_nodes_have_none() {
     assert_eq!(keys(&found), ["key-7"]);
     let there = found.differences[0].there.as_ref().expect("a tombstone");
     assert!(there.tombstone);
+}
+
+#[test]
+fn the_hash_is_of_what_readers_of_the_other_node_see() {
+    let mut sim = attached(Setup::new(6), 2);
+    let name = table();
+    let of = name.as_str();
+    let empty = compare_with(&mut sim, 1, 0, of).expect("the other node hashes");
+    write(&mut sim, 0, 0..50, "v");
+    agree(&mut sim);
+    let full = compare_with(&mut sim, 1, 0, of).expect("the other node hashes");
+    assert_ne!(full, empty);
+    assert_eq!(compare_with(&mut sim, 0, 1, of), Some(full));
+    assert_eq!(compare_with(&mut sim, 0, 1, "never written"), Some(empty));
+    assert_eq!(compare(&mut sim, 0, 1).expect("it ends").hash, None);
+    keep_apart(&mut sim);
+    let gone = super::key(7);
+    sim.with(0, |engine, now| {
+        engine.delete_entry(&network(), &name, &gone, now)
+    })
+    .expect("the node is up")
+    .expect("the entry is visible");
+    assert_eq!(compare_with(&mut sim, 0, 1, of), Some(full));
+    assert_ne!(compare_with(&mut sim, 1, 0, of), Some(full));
 }
 
 #[test]

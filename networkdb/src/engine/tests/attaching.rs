@@ -61,6 +61,7 @@ fn offered(rig: &mut Rig, attachments_digest: Digest) -> Vec<Message> {
         attachments_digest,
         tables: Vec::new(),
         more: false,
+        state_hash: None,
     };
     exchange(rig, stream, &Message::Offer(offer))
 }

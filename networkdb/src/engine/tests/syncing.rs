@@ -277,6 +277,7 @@ fn offer(by: &str, more: bool) -> Offer {
         attachments_digest: Digest(0),
         tables: Vec::new(),
         more,
+        state_hash: None,
     }
 }
 

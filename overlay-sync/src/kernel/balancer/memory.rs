@@ -1,6 +1,6 @@
 //! A balancer in memory that fails on request, for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use networkdb::NetworkId;
@@ -78,6 +78,7 @@ impl Balancer for MemoryBalancer {
         Ok(Held {
             indices: indices.collect(),
             balancing,
+            unreached: BTreeSet::new(),
         })
     }
 

@@ -43,6 +43,9 @@ pub struct Held {
     /// The number that each frontend has in this namespace: with IPVS the firewall mark of its packets. From
     /// [`INDEX_MIN`] on, the same as long as the frontend is there, another one on another host.
     pub indices: BTreeMap<Frontend, u32>,
+    /// Frontends that packets do not get to: of an address the namespace lacks its rules, of a published port the host. They are
+    /// held as if they had no targets, so that they are set as a whole.
+    pub unreached: BTreeSet<Frontend>,
 }
 
 /// The lowest number of a frontend, as Docker has it.
@@ -228,11 +231,11 @@ impl KernelBalancer {
                 Frontend::Address(ip) => ground.frontends.contains(ip),
                 Frontend::Published(port) => published.contains(port),
             };
-            // What is half there is set as a whole.
             held.indices.insert(frontend, index);
             let service = if is_whole {
                 service
             } else {
+                held.unreached.insert(frontend);
                 Service::default()
             };
             held.balancing.services.insert(frontend, service);

@@ -14,10 +14,10 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The programs of the images.
-const PROGRAMS: [&str; 3] = ["networkdb", "networkdb-test", "diagnosticClient"];
+const PROGRAMS: [&str; 4] = ["networkdb", "networkdb-test", "diagnosticClient", "ssd"];
 
 /// The images that take nothing but those; `support` needs one of a distribution.
-const TARGETS: [&str; 3] = ["networkdb", "client", "e2e"];
+const TARGETS: [&str; 4] = ["networkdb", "client", "ssd", "e2e"];
 
 /// For whom the programs are built.
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     /// The docker command; its daemon is what DOCKER_HOST names.
     #[arg(long, value_name = "PATH", default_value = "docker")]
     docker: PathBuf,
-    /// Directory with the static programs networkdb, networkdb-test and diagnosticClient; without it they are built.
+    /// Directory with the static programs networkdb, networkdb-test, diagnosticClient and ssd; without it they are built.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
 }
