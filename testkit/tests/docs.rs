@@ -49,7 +49,8 @@ fn metrics_in_the_guide_and_in_the_alerts_are_those_of_a_node() -> Result<()> {
     for name in scraped.into_iter().flatten() {
         let name = family(name, &told);
         // Only some agents have these; a test with a data path holds its guide to them.
-        if name.starts_with("networkdb_datapath_") {
+        let starts = ["networkdb_datapath_", "networkdb_service"];
+        if starts.iter().any(|start| name.starts_with(start)) {
             assert!(
                 data_path.contains(&format!("| `{name}` |")),
                 "docs/DATAPATH.md: {name}"
