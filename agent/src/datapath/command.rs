@@ -206,5 +206,13 @@ fn cleanup(args: &CleanupArgs) -> Result<ExitCode> {
             }
         }
     }
+    // What belongs to no network any more.
+    if args.network.is_none()
+        && !args.dry_run
+        && let Err(error) = balancer.clear_host()
+    {
+        crate::complain(&error.to_string());
+        code = ExitCode::FAILURE;
+    }
     Ok(code)
 }

@@ -205,7 +205,9 @@ impl Overlay {
             .context("a number of operations")
     }
 
-    fn namespaces(&self, host: usize) -> PathBuf {
+    /// Returns the directory of the networks' namespaces on a host.
+    #[must_use]
+    pub fn namespaces(&self, host: usize) -> PathBuf {
         self.dir.path().join(format!("netns{host}"))
     }
 

@@ -61,7 +61,7 @@ fn a_replica_that_is_about_to_end_keeps_its_connections_and_gets_no_others() -> 
     two.enlist(&bed, 1, |_| ())?;
     balanced(&bed, &[1], 1, 2)?;
     let counts = client.enter(|| count_tcp(vip, 10, WITHIN))??;
-    ensure!(counts.values().all(|count| *count == 5), "{counts:?}");
+    ensure!(is_fair(&counts, 2), "{counts:?}");
     // Its last connection ends, and with it the drain, long before its time is over.
     two.enlist(&bed, 1, disable)?;
     balanced(&bed, &[1], 1, 1)?;
@@ -76,7 +76,7 @@ fn a_replica_that_is_about_to_end_keeps_its_connections_and_gets_no_others() -> 
     bed.write_endpoint(2, "ov1", "again", &again)?;
     until("the address to be back", SOON, || {
         let counts = client.enter(|| count_tcp(vip, 10, WITHIN))??;
-        Ok(counts.len() == 2 && counts.values().all(|count| *count == 5))
+        Ok(is_fair(&counts, 2))
     })?;
     Ok(())
 }
@@ -193,7 +193,7 @@ fn no_request_is_lost_while_a_replica_is_drained_and_stopped() -> Result<()> {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|number| {
                 let (is_over, bed) = (&is_over, &bed);
-                let from = &replicas[number % 2].container;
+                let from = &replicas[number / 2 % 3].container;
                 scope.spawn(move || match number % 2 {
                     0 => from.enter(|| requests(|| Talk::start(vip, WITHIN), is_over)),
                     _ => bed

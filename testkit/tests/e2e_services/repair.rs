@@ -59,10 +59,7 @@ fn what_others_change_is_found_and_repaired() -> Result<()> {
         ensure!(done.status == 200, "{line}: {}", done.body);
         ensure!(differs(&bed)? == 0, "not repaired: {line}");
         let counts = client.enter(|| count_tcp(vip, 10, WITHIN))??;
-        ensure!(
-            counts.values().all(|count| *count == 5),
-            "{line}: {counts:?}"
-        );
+        ensure!(is_fair(&counts, 2), "{line}: {counts:?}");
     }
     // On the host itself.
     let output = bed

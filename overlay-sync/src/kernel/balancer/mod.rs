@@ -168,6 +168,16 @@ impl KernelBalancer {
         })
     }
 
+    /// Removes all that is ours on the host itself, whichever network it was for.
+    pub fn clear_host(&mut self) -> Result<(), KernelError> {
+        let cleared = self.uplink.clear_host(&mut self.host);
+        cleared.map_err(|refusal| KernelError::Refused {
+            what: "remove the rules of published ports".to_owned(),
+            reason: refusal.to_string(),
+            errno: refusal.errno,
+        })
+    }
+
     /// Opens the namespace of a network if it has one and it is not open.
     fn open(&mut self, network: &NetworkId) -> io::Result<bool> {
         let identity = self.namespaces.identity(network)?;
@@ -368,11 +378,12 @@ impl Balancer for KernelBalancer {
     }
 
     fn clear(&mut self, network: &NetworkId) -> Result<(), KernelError> {
-        self.with(network, "remove the services", |balancer, open| {
+        let cleared = self.with(network, "remove the services", |balancer, open| {
             balancer.uplink.clear(&mut balancer.host, open)?;
             balancer.engine.clear(open.file())?;
             balancer.other.clear(open.file())?;
             balancer.grounds.remove(&open.identity);
+            balancer.cleared.remove(&open.identity);
             nft::remove(Some(open.file()), ground::TABLE)?;
             let left = addresses(open, network)?.into_iter();
             let left = left.flat_map(|(vni, ips)| {
@@ -383,7 +394,10 @@ impl Balancer for KernelBalancer {
             let failures = change_addresses(open, network, &ops, |_| true)?;
             let first = failures.into_iter().next();
             first.map_or(Ok(()), |(_, refusal)| Err(refusal))
-        })
+        });
+        // Nothing of the namespace is held, so that it can go.
+        self.open.remove(network);
+        cleared
     }
 }
 

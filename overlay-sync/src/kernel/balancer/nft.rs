@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::super::netns;
 use super::super::socket::Refusal;
 
+/// What is said when there is no such program.
+const MISSING: &str = "the program nft is not installed (Debian: nftables), or not in PATH";
+
 /// How much of what the program complains about is told, in characters.
 const COMPLAINT_MAX: usize = 300;
 
@@ -45,7 +48,11 @@ pub(super) fn list(namespace: Option<&File>, table: &str) -> Result<Option<Vec<V
 pub(super) fn remove(namespace: Option<&File>, table: &str) -> Result<(), Refusal> {
     // Adding what is there changes nothing, and what is not there cannot be deleted.
     let script = format!("table inet {table}\ndelete table inet {table}\n");
-    apply(namespace, &script)
+    match apply(namespace, &script) {
+        // What cannot be removed for lack of the program has not been made either.
+        Err(refusal) if refusal.to_string() == MISSING => Ok(()),
+        outcome => outcome,
+    }
 }
 
 /// Says why the program cannot be used here, if so.

@@ -114,6 +114,11 @@ impl Uplink {
         if links::get_named(&mut open.socket, INNER_END)?.is_none() {
             return Ok(());
         }
+        self.clear_host(host)
+    }
+
+    /// Removes the link and the rules, wherever the link ends.
+    pub(super) fn clear_host(&mut self, host: &mut Socket) -> Result<(), Refusal> {
         self.held.clear();
         nft::remove(None, TABLE)?;
         match links::get_named(host, HOST_END)? {
