@@ -60,31 +60,28 @@ pub struct Answer {
 #[non_exhaustive]
 pub enum ClientError {
     /// The server is not there.
-    #[error("connect to {addr}: {source}")]
+    #[error("connect to {addr}: {reason}")]
     Connect {
         /// Where it should be.
         addr: String,
         /// The system's reason.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// What was asked for cannot be written as a request. Nothing was sent.
-    #[error("request for {target:?}: {source}")]
+    #[error("request for {target:?}: {reason}")]
     Request {
         /// What was asked for.
         target: String,
         /// What is wrong with it.
-        #[source]
-        source: hyper::http::Error,
+        reason: hyper::http::Error,
     },
     /// The connection broke, or what came is no HTTP. The server may have done what it was asked.
-    #[error("{addr}: {source}")]
+    #[error("{addr}: {reason}")]
     Broken {
         /// The server.
         addr: String,
         /// What happened.
-        #[source]
-        source: hyper::Error,
+        reason: hyper::Error,
     },
     /// The server is silent. It may still do what it was asked.
     #[error("{addr} has said nothing for {} s", SILENCE_MAX.as_secs())]
@@ -105,13 +102,12 @@ pub enum ClientError {
 #[non_exhaustive]
 pub enum ClientFileError {
     /// The file of the token cannot be read.
-    #[error("token file {}: {source}", path.display())]
+    #[error("token file {}: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        #[source]
-        source: io::Error,
+        reason: io::Error,
     },
     /// There is no token in it that could be sent.
     #[error("token file {}: no token in it", path.display())]
@@ -149,9 +145,9 @@ impl Client {
 
     /// Brings the first token of a file with every request; a file as the server reads it will do.
     pub fn with_token_file(mut self, path: &Path) -> Result<Self, ClientFileError> {
-        let unreadable = |source| ClientFileError::Unreadable {
+        let unreadable = |reason| ClientFileError::Unreadable {
             path: path.to_owned(),
-            source,
+            reason,
         };
         let text = std::fs::read_to_string(path).map_err(unreadable)?;
         let mut lines = text.lines().map(str::trim);
@@ -204,9 +200,9 @@ impl Client {
             request = request.header(AUTHORIZATION, token);
         }
         let request = request.body(Full::new(body));
-        let request = request.map_err(|source| ClientError::Request {
+        let request = request.map_err(|reason| ClientError::Request {
             target: target.to_owned(),
-            source,
+            reason,
         })?;
         while let Some(mut connection) = self.kept() {
             // A server may close it at any time, and has not seen what was not sent.
@@ -216,12 +212,12 @@ impl Client {
         }
         let connected = timeout(CONNECT_WAIT, self.connect()).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        let stream = connected.map_err(|source| ClientError::Connect {
+        let stream = connected.map_err(|reason| ClientError::Connect {
             addr: self.addr(),
-            source,
+            reason,
         })?;
         let connection = handshake(TokioIo::new(stream)).await;
-        let (sender, connection) = connection.map_err(|source| self.broken(source))?;
+        let (sender, connection) = connection.map_err(|reason| self.broken(reason))?;
         // What goes wrong with it is told by the request.
         let task = tokio::spawn(async move { drop(connection.await) });
         self.exchange(Connection { sender, task }, request).await
@@ -247,7 +243,7 @@ impl Client {
         mut connection: Connection,
         request: Request<Full<Bytes>>,
     ) -> Result<Answer, ClientError> {
-        let broken = |source| self.broken(source);
+        let broken = |reason| self.broken(reason);
         let silent = |_| ClientError::Silent { addr: self.addr() };
         let response = timeout(SILENCE_MAX, connection.sender.send_request(request)).await;
         let (head, mut body) = response.map_err(silent)?.map_err(broken)?.into_parts();
@@ -276,9 +272,9 @@ impl Client {
         })
     }
 
-    fn broken(&self, source: hyper::Error) -> ClientError {
+    fn broken(&self, reason: hyper::Error) -> ClientError {
         let addr = self.addr();
-        ClientError::Broken { addr, source }
+        ClientError::Broken { addr, reason }
     }
 }
 

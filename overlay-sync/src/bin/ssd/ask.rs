@@ -23,8 +23,11 @@ impl Agent {
     }
 
     pub(crate) async fn services(&self) -> Result<Services> {
-        let hint = "the agent has no data path (start it with --data-path on)";
-        self.get("/v1/services").await.context(hint)
+        let answer = self.0.get("/v1/services").await?;
+        if answer.status == 404 {
+            bail!("the agent has no data path (start it with --data-path on)");
+        }
+        parsed(&answer)
     }
 
     pub(crate) async fn balanced(&self, network: &str) -> Result<Balanced> {
