@@ -1,14 +1,21 @@
 //! Balancing on real kernels: with IPVS in a virtual machine, as the kernels of test machines rarely have it, and with nftables
 //! on this machine, both by what `testkit::balancing` tries.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use overlay_sync::kernel::balancer::Kind;
-use testkit::e2e::process::{note, now};
+use testkit::e2e::process::{binary, note, now};
 use testkit::vm::{self, Ended, Vm};
 use testkit::{balancing, hosts};
+
+/// Where the agent is in the machine.
+const AGENT: &str = "/usr/bin/networkdb";
+
+/// Tells the tests inside where the agent is.
+const AGENT_VARIABLE: &str = "TESTKIT_AGENT";
 
 /// How long the machine may take, on a busy machine and emulated.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -28,6 +35,16 @@ fn ipvs_keeps_what_balancing_promises() -> Result<()> {
     let mut machine = Vm::new(&std::env::current_exe()?);
     machine.args = inner("inside_ipvs");
     machine.has_tools = true;
+    // What a debugger reads is most of it, and would fill the memory of the machine.
+    let dir = tempfile::tempdir()?;
+    let agent = dir.path().join("networkdb");
+    let mut strip = Command::new("strip");
+    let status = strip.arg("-o").arg(&agent).arg(binary()?).status();
+    ensure!(status.context("run strip")?.success(), "strip failed");
+    machine.files.push((agent, PathBuf::from(AGENT)));
+    machine
+        .env
+        .push((AGENT_VARIABLE.to_owned(), AGENT.to_owned()));
     machine.limit = LIMIT;
     let start = now();
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
@@ -55,6 +72,7 @@ fn nftables_keeps_what_balancing_promises() -> Result<()> {
     command.args(["--propagation", "private"]);
     command.arg(std::env::current_exe()?);
     command.args(inner("inside_nftables"));
+    command.env(AGENT_VARIABLE, binary()?);
     let output = command.output().context("start unshare")?;
     let said = [output.stderr, output.stdout].concat();
     let said = String::from_utf8_lossy(&said);
@@ -77,11 +95,20 @@ fn inner(name: &str) -> Vec<String> {
 #[test]
 #[ignore = "is run by another test, in a machine of its own"]
 fn inside_ipvs() -> Result<()> {
-    balancing::run(Kind::Ipvs)
+    inside(Kind::Ipvs)
 }
 
 #[test]
 #[ignore = "is run by another test, in a network namespace of its own"]
 fn inside_nftables() -> Result<()> {
-    balancing::run(Kind::Nftables)
+    inside(Kind::Nftables)
+}
+
+fn inside(kind: Kind) -> Result<()> {
+    balancing::run(kind)?;
+    let agent = std::env::var_os(AGENT_VARIABLE).context("an agent")?;
+    let start = now();
+    balancing::agent::run(Path::new(&agent), kind).context("an agent")?;
+    note(&format!("an agent: ok, {:.1?}", start.elapsed()));
+    Ok(())
 }

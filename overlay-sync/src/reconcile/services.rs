@@ -26,6 +26,8 @@ pub struct ServicesReport {
     pub network: String,
     /// Ports that its services publish are ports of this host.
     pub ingress: bool,
+    /// Not all records are known yet, as shortly after a start: what is not wanted is not removed until they are.
+    pub settling: bool,
     /// Why nothing is balanced, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -154,6 +156,7 @@ impl ServicesReport {
         Self {
             network: id.to_string(),
             ingress: network.config.ingress,
+            settling: network.is_settling(),
             reason: balance.refusal.clone().or_else(no_source),
             services: reports,
             sources: sources.map(ToString::to_string).collect(),

@@ -3,6 +3,7 @@
 //! One process plays all parts: it has the network namespace of a host for itself, with an overlay network in it and four
 //! containers, three that serve and one that asks. It needs root, `ip`, `nsenter`, `unshare`, `setpriv` and `nft`.
 
+pub mod agent;
 mod bed;
 mod cases;
 mod drift;

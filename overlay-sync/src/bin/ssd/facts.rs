@@ -23,6 +23,9 @@ pub(crate) struct Services {
 pub(crate) struct Wanted {
     pub(crate) network: String,
     pub(crate) ingress: bool,
+    /// Nothing is removed, because not all records are known yet.
+    #[serde(default)]
+    pub(crate) settling: bool,
     /// Why nothing is balanced.
     pub(crate) reason: Option<String>,
     pub(crate) services: Vec<Service>,

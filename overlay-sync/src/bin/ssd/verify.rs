@@ -19,6 +19,8 @@ pub(crate) struct NetworkCheck {
     pub(crate) balancer: String,
     /// Nothing differs.
     pub(crate) ok: bool,
+    /// Nothing is removed, because not all records are known yet.
+    pub(crate) settling: bool,
     /// Why nothing is balanced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
@@ -133,6 +135,7 @@ impl NetworkCheck {
         Self {
             network: wanted.network.clone(),
             ingress: wanted.ingress,
+            settling: wanted.settling,
             balancer: balanced.balancer.clone(),
             ok,
             reason: wanted.reason.clone(),
