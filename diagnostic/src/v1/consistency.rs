@@ -29,7 +29,7 @@ pub(crate) struct How {
     #[param(minimum = 1, maximum = 30, default = 5)]
     within: Option<u8>,
     /// A table of which every node is asked for a hash of what its readers see.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, min_length = 1, max_length = 255)]
     table: Option<TableName>,
 }
 

@@ -62,10 +62,9 @@ pub fn run(program: &Path, kind: Kind) -> Result<()> {
     let repaired = http::Connection::open(addr)?.send("POST", "/v1/services/ov1/repair", "")?;
     ensure!(repaired.status == 200, "{}", repaired.body);
     agent.holds(&[(11, 1), (12, 1)])?;
-    // The next one takes it up as it is.
+    // The next one takes it up as it is, and removes nothing while it is told who is there.
     drop(agent);
     let agent = Agent::start(program, dir.path(), 2_001)?;
-    agent.holds(&[(11, 1), (12, 1)])?;
     for last in [11, 12] {
         agent.write("createentry", last, false)?;
     }
@@ -85,7 +84,7 @@ impl Agent {
         command.args(["--bind-port", &(port + 5_000).to_string()]);
         command.args(["--network", "ov1", "--data-path", "on"]);
         command.args(["--network-diagnostic-port", &port.to_string()]);
-        command.args(["--data-path-hold", "1", "--data-path-dir"]);
+        command.args(["--data-path-hold", "5", "--data-path-dir"]);
         command.arg(dir.join("netns"));
         let process = Process::start_command(command)?;
         process.line("diagnostic server listening on ", 1)?;
