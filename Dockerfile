@@ -4,10 +4,12 @@
 #   docker build -t networkdb-client --target client .   diagnosticClient
 #   docker build -t networkdb-ssd --target ssd .         ssd
 #   docker build -t networkdb-support --target support . networkdb support, with the tools that it asks
+#   docker build -t networkdb-datapath --target datapath . the agent, with the program that balances services
 #   docker build -t networkdb-e2e --target e2e .         networkdb-test, server and client
 #
 # BuildKit builds only what a target needs. Without a registry, put the static programs into ./programs and say
-# --build-arg PROGRAMS=given: then no other image is asked for but by `support`, whose base is SUPPORT_IMAGE.
+# --build-arg PROGRAMS=given: then no other image is asked for but by `support`
+# and `datapath`, whose base is SUPPORT_IMAGE.
 
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG SUPPORT_IMAGE=debian:bookworm-slim
@@ -50,6 +52,15 @@ RUN apt-get update && apt-get install -y --no-install-recommends iproute2 nftabl
     && rm -rf /var/lib/apt/lists/*
 COPY --from=programs /programs/networkdb /usr/local/bin/networkdb
 ENTRYPOINT ["networkdb", "support"]
+
+# The agent for --data-path on, as root: services are balanced by way of nft.
+FROM ${SUPPORT_IMAGE} AS datapath
+RUN apt-get update && apt-get install -y --no-install-recommends nftables \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=programs /programs/networkdb /usr/local/bin/networkdb
+VOLUME /var/lib/networkdb
+ENTRYPOINT ["networkdb"]
+CMD ["agent", "--help"]
 
 # With --data-path on it needs root and NET_ADMIN, SYS_ADMIN and NET_RAW (--user 0 --privileged); all else runs as nobody.
 FROM scratch AS networkdb
