@@ -119,6 +119,7 @@ fn what_is_right_is_ok_and_what_others_have_spoilt_is_named_and_repaired() -> Re
          {{ 0 : 10.0.2.21, 1 : 10.0.2.99 }} comment \"rr\"\n"
     );
     std::fs::write(&script, wrong)?;
+    bed.look_at_services(1, "ov2")?;
     bed.meddle(1, "ov2", &format!("nft -f {}", script.display()))?;
     std::fs::remove_file(&script)?;
     let (said, code) = ssd(&bed, &binary, &["ov2"])?;
@@ -140,6 +141,7 @@ kernel nftables backend tasks:
     );
     ensure!(said.ends_with(RIGHT) && code == Some(0), "{code:?}: {said}");
 
+    bed.look_at_services(1, "ingress")?;
     let meddled = bed
         .on(1)?
         .args(["nft", "delete", "table", "inet", "networkdb-ingress"])

@@ -52,15 +52,14 @@ pub fn run(program: &Path, kind: Kind) -> Result<()> {
     agent.holds(&[(11, 1), (12, 1)])?;
     // What somebody else changes is found by whoever asks.
     let [file] = namespaces(dir.path())?;
+    agent.repair()?;
     let line = match kind {
         Kind::Ipvs => "ipvsadm -d -f 256 -r 10.8.0.12:0",
         Kind::Nftables => "nft flush chain inet networkdb-services s256",
     };
     inside(&file, line)?;
     ensure!(agent.told()?["operations"] != 0, "not found");
-    let addr = agent.addr();
-    let repaired = http::Connection::open(addr)?.send("POST", "/v1/services/ov1/repair", "")?;
-    ensure!(repaired.status == 200, "{}", repaired.body);
+    agent.repair()?;
     agent.holds(&[(11, 1), (12, 1)])?;
     // The next one takes it up as it is, and removes nothing while it is told who is there.
     drop(agent);
@@ -96,6 +95,14 @@ impl Agent {
 
     fn addr(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// Lets it look and set right what differs, so that it does not by itself in the next seconds.
+    fn repair(&self) -> Result<()> {
+        let target = "/v1/services/ov1/repair";
+        let repaired = http::Connection::open(self.addr())?.send("POST", target, "")?;
+        ensure!(repaired.status == 200, "{}", repaired.body);
+        Ok(())
     }
 
     fn told(&self) -> Result<Value> {

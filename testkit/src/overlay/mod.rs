@@ -320,6 +320,14 @@ impl Overlay {
         Ok(())
     }
 
+    /// Lets the agent of a host look at the services of a network now, so that it does not by itself in the next seconds.
+    pub fn look_at_services(&self, host: usize, network: &str) -> Result<()> {
+        let target = format!("/v1/services/{network}/repair");
+        let reply = self.send(host, "POST", &target, "")?;
+        ensure!(reply.status == 200, "{target}: {}", reply.body);
+        Ok(())
+    }
+
     /// Takes the interface of a container away from a host, and tells nobody.
     pub fn detach(&self, host: usize, container: &Container) -> Result<()> {
         let line = format!("ip link del {}", container.veth);
