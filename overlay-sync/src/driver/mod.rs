@@ -8,6 +8,7 @@ mod feed;
 pub(crate) mod probes;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use networkdb::engine::{Write, WriteAction};
+use networkdb::node::Closed;
 use networkdb::{Key, NetworkDb, NetworkId, NodeId, TableName, WriteError};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot};
@@ -36,6 +38,9 @@ use crate::service::plan::ServiceOp;
 
 /// The table in which a network's configuration is, under the network's own id.
 pub const CONFIG_TABLE: &str = "networks";
+
+/// Events that are taken before a question is answered, at most.
+const EVENTS_MAX: usize = 1_000;
 
 /// Questions that wait; whoever asks more waits.
 const REQUESTS_MAX: usize = 64;
@@ -359,7 +364,12 @@ impl<K: Kernel> Driver<K> {
                 },
                 request = requests.recv() => match request {
                     Some(Request::Stop) | None => return,
-                    Some(request) => self.answer(request),
+                    Some(request) => {
+                        if self.catch_up().await.is_err() {
+                            return;
+                        }
+                        self.answer(request);
+                    }
                 },
             }
         }
@@ -376,6 +386,20 @@ impl<K: Kernel> Driver<K> {
                 debug!(%network, %key, %error, "address of the balancer not told");
             }
         }
+    }
+
+    /// Takes what has happened already, so that whoever keeps asking holds nothing up and is told what is so now.
+    async fn catch_up(&mut self) -> Result<(), Closed> {
+        for _ in 0..EVENTS_MAX {
+            let event = tokio::select! {
+                biased;
+                event = self.feed.next(None) => event?,
+                () = ready(()) => break,
+            };
+            self.feed.tell(event, &mut self.reconciler).await;
+        }
+        self.reconciler.poll();
+        Ok(())
     }
 
     fn answer(&mut self, request: Request) {
