@@ -83,7 +83,7 @@ impl Agent {
         command.args(["--bind-port", &(port + 5_000).to_string()]);
         command.args(["--network", "ov1", "--data-path", "on"]);
         command.args(["--network-diagnostic-port", &port.to_string()]);
-        command.args(["--data-path-hold", "5", "--data-path-dir"]);
+        command.args(["--data-path-hold", "1", "--data-path-dir"]);
         command.arg(dir.join("netns"));
         let process = Process::start_command(command)?;
         process.line("diagnostic server listening on ", 1)?;
