@@ -32,15 +32,13 @@ fn ipvs_keeps_what_balancing_promises() -> Result<()> {
     if let Some(missing) = vm::missing() {
         return skip(&missing);
     }
-    let mut machine = Vm::new(&std::env::current_exe()?);
+    let dir = tempfile::tempdir()?;
+    let (tests, agent) = (dir.path().join("tests"), dir.path().join("networkdb"));
+    strip(&std::env::current_exe()?, &tests)?;
+    strip(&binary()?, &agent)?;
+    let mut machine = Vm::new(&tests);
     machine.args = inner("inside_ipvs");
     machine.has_tools = true;
-    // What a debugger reads is most of it, and would fill the memory of the machine.
-    let dir = tempfile::tempdir()?;
-    let agent = dir.path().join("networkdb");
-    let mut strip = Command::new("strip");
-    let status = strip.arg("-o").arg(&agent).arg(binary()?).status();
-    ensure!(status.context("run strip")?.success(), "strip failed");
     machine.files.push((agent, PathBuf::from(AGENT)));
     machine
         .env
@@ -83,6 +81,14 @@ fn nftables_keeps_what_balancing_promises() -> Result<()> {
         note(line);
     }
     ensure!(output.status.success(), "{}:\n{said}", output.status);
+    Ok(())
+}
+
+/// Copies a program without what debuggers read: that is most of it, and the emulated machine has to unpack it into memory.
+fn strip(program: &Path, into: &Path) -> Result<()> {
+    let mut strip = Command::new("strip");
+    let status = strip.arg("-o").arg(into).arg(program).status();
+    ensure!(status.context("run strip")?.success(), "strip failed");
     Ok(())
 }
 
