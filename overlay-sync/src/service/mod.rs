@@ -136,16 +136,6 @@ impl Frontend {
     }
 }
 
-impl Balancing {
-    /// Returns the ports of the host that are published.
-    pub fn published(&self) -> impl Iterator<Item = Published> {
-        self.services.keys().filter_map(|frontend| match frontend {
-            Frontend::Published(published) => Some(*published),
-            Frontend::Address(_) => None,
-        })
-    }
-}
-
 impl Scheduler {
     /// Returns its name, which is the same in IPVS.
     #[must_use]

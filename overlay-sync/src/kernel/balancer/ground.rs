@@ -57,27 +57,21 @@ impl Ground {
     }
 
     fn of(objects: &[Value]) -> Self {
-        let mut ground = Self::default();
-        let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut ground = Self {
+            is_whole: nft::has_rules(objects, &RULES),
+            ..Self::default()
+        };
         for object in objects {
-            let elements = |set: &Value| set["elem"].as_array().cloned().unwrap_or_default();
             if let Some(map) = object.get("map") {
-                let sources = elements(map).into_iter().filter_map(|one| source_of(&one));
-                ground.sources.extend(sources);
+                ground
+                    .sources
+                    .extend(nft::elements(map).filter_map(source_of));
             }
             if let Some(set) = object.get("set") {
-                let ips = elements(set).into_iter();
-                let ips = ips.filter_map(|one| one.as_str()?.parse::<IpAddr>().ok());
-                ground.frontends.extend(ips);
-            }
-            if let Some(rule) = object.get("rule") {
-                let chain = rule["chain"].as_str().unwrap_or_default();
-                *rules.entry(chain).or_default() += 1;
+                let ips = nft::elements(set).filter_map(|one| one.as_str()?.parse().ok());
+                ground.frontends.extend(ips.collect::<Vec<IpAddr>>());
             }
         }
-        ground.is_whole = RULES
-            .iter()
-            .all(|(chain, count)| rules.get(chain) == Some(count));
         ground
     }
 

@@ -3,6 +3,7 @@
 //! The program is the interface that nftables keeps stable; its netlink messages are expressions on registers, and the
 //! libraries for them are either copyleft or run the same program.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::process::{Command, Stdio};
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use super::super::netns;
 use super::super::socket::Refusal;
+use crate::record::Protocol;
 
 /// What is said when there is no such program.
 const MISSING: &str = "the program nft is not installed (Debian: nftables), or not in PATH";
@@ -42,6 +44,37 @@ pub(super) fn list(namespace: Option<&File>, table: &str) -> Result<Option<Vec<V
         return Err(Refusal::own("nft told no list of objects"));
     };
     Ok(Some(objects))
+}
+
+/// Counts the rules of a table's chains, of what [`list`] has told.
+pub(super) fn rules(objects: &[Value]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    let rules = objects.iter().filter_map(|object| object.get("rule"));
+    for chain in rules.filter_map(|rule| rule["chain"].as_str()) {
+        *counts.entry(chain).or_default() += 1;
+    }
+    counts
+}
+
+/// Tells whether chains have so many rules each: a table of which somebody has flushed one is made anew.
+pub(super) fn has_rules(objects: &[Value], wanted: &[(&str, usize)]) -> bool {
+    let counts = rules(objects);
+    let mut wanted = wanted.iter();
+    wanted.all(|(chain, count)| counts.get(chain) == Some(count))
+}
+
+/// Reads the elements of a set or a map.
+pub(super) fn elements(set: &Value) -> impl Iterator<Item = &Value> {
+    set["elem"].as_array().into_iter().flatten()
+}
+
+/// Reads what stands for a port: a protocol and a number.
+pub(super) fn port(value: &Value) -> Option<(Protocol, u16)> {
+    let [protocol, port] = value["concat"].as_array()?.as_slice() else {
+        return None;
+    };
+    let port = u16::try_from(port.as_u64()?).ok()?;
+    Some((Protocol::named(protocol.as_str()?)?, port))
 }
 
 /// Removes a table of the family `inet` if it is there.

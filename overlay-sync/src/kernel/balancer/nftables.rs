@@ -18,7 +18,6 @@ use super::super::netns::{self, Identity};
 use super::super::socket::Refusal;
 use super::conntrack::{self, Connections};
 use super::{Engine, INDEX_MIN, nft};
-use crate::record::Protocol;
 use crate::service::plan::{ServiceOp, is_same};
 use crate::service::{Forwarding, Frontend, Published, Scheduler, Service, Target, UPLINK};
 
@@ -169,33 +168,29 @@ impl Table {
 
     /// Reads what `nft -j list table` tells (libnftables-json(5)). What is not ours to understand is left out.
     fn of(objects: &[Value]) -> Self {
-        let mut table = Self::default();
-        let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut table = Self {
+            is_whole: nft::has_rules(objects, &RULES),
+            ..Self::default()
+        };
+        let counts = nft::rules(objects);
         for object in objects {
             if let Some(map) = object.get("map") {
                 table.take_map(map);
             }
-            if let Some(rule) = object.get("rule") {
-                let chain = rule["chain"].as_str().unwrap_or_default();
-                *rules.entry(chain).or_default() += 1;
-                if let Some(index) = index_of(chain) {
-                    let is_only = rules.get(chain) == Some(&1);
-                    let service = service_of(rule).filter(|_| is_only);
-                    table.services.insert(index, service);
-                }
+            let rule = &object["rule"];
+            let chain = rule["chain"].as_str().unwrap_or_default();
+            if let Some(index) = index_of(chain) {
+                let is_only = counts.get(chain) == Some(&1);
+                let service = service_of(rule).filter(|_| is_only);
+                table.services.insert(index, service);
             }
         }
-        let mut lacking = RULES
-            .iter()
-            .filter(|(chain, count)| rules.get(chain) != Some(count));
-        table.is_whole = lacking.next().is_none();
         table
     }
 
     fn take_map(&mut self, map: &Value) {
         let is_v6 = map["name"].as_str().is_some_and(|name| name.ends_with('6'));
-        let elements = map["elem"].as_array().map(Vec::as_slice);
-        for element in elements.unwrap_or_default() {
+        for element in nft::elements(map) {
             let chain = element[1]["goto"]["target"].as_str().unwrap_or_default();
             let found = frontend_of(&element[0], is_v6).zip(index_of(chain));
             self.chains.extend(found);
@@ -354,14 +349,11 @@ fn frontend_of(key: &Value, is_v6: bool) -> Option<Frontend> {
     if let Some(ip) = key.as_str() {
         return Some(Frontend::Address(ip.parse().ok()?));
     }
-    let parts = key["concat"].as_array()?;
-    let [protocol, port] = parts.as_slice() else {
-        return None;
-    };
+    let (protocol, port) = nft::port(key)?;
     Some(Frontend::Published(Published {
         is_v6,
-        protocol: Protocol::named(protocol.as_str()?)?,
-        port: u16::try_from(port.as_u64()?).ok()?,
+        protocol,
+        port,
     }))
 }
 
@@ -382,7 +374,10 @@ fn service_of(rule: &Value) -> Option<Service> {
     }
     for element in map["data"]["set"].as_array()? {
         let weight = match element[0]["range"].as_array().map(Vec::as_slice) {
-            Some([first, last]) => last.as_u64()?.checked_sub(first.as_u64()?)? + 1,
+            Some([first, last]) => last
+                .as_u64()?
+                .checked_sub(first.as_u64()?)?
+                .checked_add(1)?,
             Some(_) => return None,
             None => 1,
         };

@@ -13,7 +13,6 @@ use std::os::fd::AsFd as _;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
-use serde_json::Value;
 use socket2::{Domain, Protocol as SocketProtocol, SockFilter, Socket as HostSocket, Type};
 
 use super::super::devices::Open;
@@ -226,36 +225,16 @@ fn read_ports() -> Result<Option<BTreeSet<Published>>, Refusal> {
         return Ok(None);
     };
     let mut ports = BTreeSet::new();
-    let mut rules: BTreeMap<&str, usize> = BTreeMap::new();
-    for object in &objects {
-        if let Some(rule) = object.get("rule") {
-            let chain = rule["chain"].as_str().unwrap_or_default();
-            *rules.entry(chain).or_default() += 1;
-        }
-        let Some(set) = object.get("set") else {
-            continue;
-        };
+    for set in objects.iter().filter_map(|object| object.get("set")) {
         let is_v6 = set["name"] == "ports6";
-        let elements = set["elem"].as_array().map(Vec::as_slice);
-        let found = elements.unwrap_or_default().iter();
-        ports.extend(found.filter_map(|element| port_of(element, is_v6)));
+        let found = nft::elements(set).filter_map(nft::port);
+        ports.extend(found.map(|(protocol, port)| Published {
+            is_v6,
+            protocol,
+            port,
+        }));
     }
-    let is_whole = RULES
-        .iter()
-        .all(|(chain, count)| rules.get(chain) == Some(count));
-    Ok(is_whole.then_some(ports))
-}
-
-fn port_of(element: &Value, is_v6: bool) -> Option<Published> {
-    let parts = element["concat"].as_array()?;
-    let [protocol, port] = parts.as_slice() else {
-        return None;
-    };
-    Some(Published {
-        is_v6,
-        protocol: Protocol::named(protocol.as_str()?)?,
-        port: u16::try_from(port.as_u64()?).ok()?,
-    })
+    Ok(nft::has_rules(&objects, &RULES).then_some(ports))
 }
 
 fn write_element(script: &mut String, what: &str, published: Published) {

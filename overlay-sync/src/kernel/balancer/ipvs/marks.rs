@@ -20,7 +20,7 @@ pub(super) const TABLE: &str = "networkdb-ipvs";
 const MAPS: [(&str, &str); 2] = [("marks4", "ipv4_addr"), ("marks6", "ipv6_addr")];
 
 /// How many rules mark packets.
-const RULES: usize = 2;
+const RULES: [(&str, usize); 1] = [("input", 2)];
 
 /// What marks packets in a namespace.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -103,18 +103,18 @@ fn map(ip: IpAddr) -> &'static str {
 }
 
 fn parse(objects: &[Value]) -> Marks {
-    let (mut marks, mut rules, mut maps) = (Marks::default(), 0, 0);
+    let (mut marks, mut maps) = (Marks::default(), 0);
     for object in objects {
-        rules += usize::from(object["rule"]["chain"] == "input");
         let map = &object["map"];
         if !MAPS.iter().any(|(name, _)| map["name"] == *name) {
             continue;
         }
         maps += 1;
-        let elements = map["elem"].as_array().into_iter().flatten();
-        marks.of.extend(elements.filter_map(parse_element));
+        marks
+            .of
+            .extend(nft::elements(map).filter_map(parse_element));
     }
-    marks.is_whole = rules == RULES && maps == MAPS.len();
+    marks.is_whole = nft::has_rules(objects, &RULES) && maps == MAPS.len();
     marks
 }
 
