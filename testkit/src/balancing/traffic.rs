@@ -1,17 +1,17 @@
-//! Those who serve and those who ask. A server answers each connection and each datagram with its number first.
+//! Those who serve and those who ask. A server says its number to each connection and for each datagram.
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::Bed;
-use crate::overlay::Container;
+use crate::overlay::{self, Container, Talk};
 
 /// The port that servers serve.
 pub(super) const PORT: u16 = 80;
@@ -22,17 +22,18 @@ const WAIT: Duration = Duration::from_secs(5);
 /// How long a load pauses between two rounds.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// A container that serves until the process ends.
+/// A container that serves.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) number: u8,
     pub(super) container: Container,
+    _serving: overlay::Server,
 }
 
 /// A connection to a server.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
+    talk: Talk,
     /// Which one.
     pub(super) server: u8,
 }
@@ -54,56 +55,26 @@ impl Server {
     /// Starts to serve in a container.
     pub(super) fn start(number: u8, container: Container) -> Result<Self> {
         let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
-        let (listener, socket) = container.enter(|| -> io::Result<_> {
-            Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?))
-        })??;
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || echo(number, stream));
-            }
-        });
-        thread::spawn(move || {
-            let mut buffer = [0; 64];
-            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                // What is not answered is noticed by who asked.
-                drop(socket.send_to(&[number], from));
-            }
-        });
-        Ok(Self { number, container })
-    }
-}
-
-fn echo(number: u8, mut stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.write_all(&[number])?;
-    let mut buffer = [0; 64];
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => return Ok(()),
-            length => stream.write_all(&buffer[..length])?,
-        }
+        let serve = || overlay::Server::start(any, &number.to_string());
+        Ok(Self {
+            number,
+            _serving: container.enter(serve)??,
+            container,
+        })
     }
 }
 
 impl Connection {
     /// Connects from the network namespace of the calling thread.
     pub(super) fn open(to: SocketAddr) -> Result<Self> {
-        let mut stream = TcpStream::connect_timeout(&to, WAIT).context("connect")?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(WAIT))?;
-        let mut server = [0];
-        stream.read_exact(&mut server).context("read")?;
-        let [server] = server;
-        Ok(Self { stream, server })
+        let talk = Talk::start(to, WAIT)?;
+        let server = talk.with.parse().context("a number")?;
+        Ok(Self { talk, server })
     }
 
     /// Sends something and waits until it comes back.
     pub(super) fn use_it(&mut self) -> Result<()> {
-        self.stream.write_all(b"hello").context("write")?;
-        let mut back = [0; 5];
-        self.stream.read_exact(&mut back).context("read")?;
-        ensure!(&back == b"hello", "other bytes came back");
-        Ok(())
+        self.talk.say("hello")
     }
 }
 
@@ -197,15 +168,15 @@ impl Datagrams {
     pub(super) fn ask(&self) -> Result<u8> {
         // Emulated machines are slow, and datagrams may be lost.
         for _ in 0..10 {
-            let mut server = [0];
+            let mut server = [0; 8];
             let answer = self
                 .socket
                 .send(b"?")
                 .and_then(|_| self.socket.recv(&mut server));
             match answer {
-                Ok(_) => {
-                    let [server] = server;
-                    return Ok(server);
+                Ok(length) => {
+                    let server = std::str::from_utf8(&server[..length])?;
+                    return server.parse().context("a number");
                 }
                 // What an earlier one met is told to the next.
                 Err(error)

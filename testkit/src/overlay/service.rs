@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use socket2::SockRef;
 
 /// How often a server looks whether it is to stop.
 const LOOK_PERIOD: Duration = Duration::from_millis(20);
@@ -32,18 +33,16 @@ impl Server {
     pub fn start(addr: SocketAddr, name: &str) -> io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
+        // How long a call waits for somebody.
+        SockRef::from(&listener).set_read_timeout(Some(LOOK_PERIOD))?;
         let (name, stopped) = (name.to_owned(), Arc::clone(&stop));
         let greeting = name.clone();
         thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((stream, _)) => {
-                        let (name, stopped) = (greeting.clone(), Arc::clone(&stopped));
-                        // One that goes away has been told enough.
-                        thread::spawn(move || drop(serve(stream, &name, &stopped)));
-                    }
-                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                if let Ok((stream, _)) = listener.accept() {
+                    let (name, stopped) = (greeting.clone(), Arc::clone(&stopped));
+                    // One that goes away has been told enough.
+                    thread::spawn(move || drop(serve(stream, &name, &stopped)));
                 }
             }
         });
@@ -70,7 +69,6 @@ impl Drop for Server {
 }
 
 fn serve(mut stream: TcpStream, name: &str, stop: &AtomicBool) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     writeln!(stream, "{name}")?;
     stream.set_read_timeout(Some(LOOK_PERIOD))?;
@@ -122,11 +120,7 @@ pub fn count_tcp(
     times: usize,
     within: Duration,
 ) -> Result<BTreeMap<String, usize>> {
-    let mut counts = BTreeMap::new();
-    for _ in 0..times {
-        *counts.entry(Talk::start(to, within)?.with).or_default() += 1;
-    }
-    Ok(counts)
+    count(times, || Ok(Talk::start(to, within)?.with))
 }
 
 /// Asks by datagrams so many times, each from a port of its own, and counts who answered.
@@ -135,9 +129,13 @@ pub fn count_udp(
     times: usize,
     within: Duration,
 ) -> Result<BTreeMap<String, usize>> {
+    count(times, || ask_udp(to, within))
+}
+
+fn count(times: usize, ask: impl Fn() -> Result<String>) -> Result<BTreeMap<String, usize>> {
     let mut counts = BTreeMap::new();
     for _ in 0..times {
-        *counts.entry(ask_udp(to, within)?).or_default() += 1;
+        *counts.entry(ask()?).or_default() += 1;
     }
     Ok(counts)
 }

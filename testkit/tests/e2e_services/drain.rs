@@ -40,10 +40,7 @@ fn a_replica_that_is_about_to_end_keeps_its_connections_and_gets_no_others() -> 
     let Some(bed) = up("drain", 2, 132, &[])? else {
         return Ok(());
     };
-    let one = Replica::start(&bed, 1, 11)?;
-    let two = Replica::start(&bed, 2, 12)?;
-    one.enlist(&bed, 1, |_| ())?;
-    two.enlist(&bed, 1, |_| ())?;
+    let [_one, two] = replicas(&bed, |_| ())?;
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1], 1, 2)?;
     let vip = at([10, 0, 1, 201].into());
@@ -86,10 +83,7 @@ fn a_drain_is_over_when_its_time_is() -> Result<()> {
     let Some(bed) = up("bound", 2, 133, &["--drain-time", "2"])? else {
         return Ok(());
     };
-    let one = Replica::start(&bed, 1, 11)?;
-    let two = Replica::start(&bed, 2, 12)?;
-    one.enlist(&bed, 1, |_| ())?;
-    two.enlist(&bed, 1, |_| ())?;
+    let [_one, two] = replicas(&bed, |_| ())?;
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1], 1, 2)?;
     let vip = at([10, 0, 1, 201].into());
@@ -112,10 +106,7 @@ fn datagrams_find_another_replica_when_theirs_is_gone() -> Result<()> {
     let Some(bed) = up("udp", 2, 134, &[])? else {
         return Ok(());
     };
-    let one = Replica::start(&bed, 1, 11)?;
-    let two = Replica::start(&bed, 2, 12)?;
-    one.enlist(&bed, 1, |_| ())?;
-    two.enlist(&bed, 1, |_| ())?;
+    let [one, two] = replicas(&bed, |_| ())?;
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1], 1, 2)?;
     let vip = at([10, 0, 1, 201].into());
@@ -169,12 +160,7 @@ fn no_request_is_lost_while_a_replica_is_drained_and_stopped() -> Result<()> {
     let Some(bed) = up("none", 3, 135, &[])? else {
         return Ok(());
     };
-    let mut replicas = Vec::new();
-    for number in 0..3_u8 {
-        let replica = Replica::start(&bed, usize::from(number) + 1, 11 + number)?;
-        replica.enlist(&bed, 1, publish)?;
-        replicas.push(replica);
-    }
+    let replicas = replicas::<3>(&bed, publish)?;
     balanced(&bed, &[1, 2, 3], 1, 3)?;
     let vip = at([10, 0, 1, 201].into());
     let outside = SocketAddr::from((bed.hosts.address(2)?, 8_080));
@@ -236,12 +222,7 @@ fn a_host_that_dies_takes_only_its_own_connections_with_it() -> Result<()> {
     let Some(mut bed) = up("dies", 3, 136, &["--preset", "fast"])? else {
         return Ok(());
     };
-    let mut replicas = Vec::new();
-    for number in 0..3_u8 {
-        let replica = Replica::start(&bed, usize::from(number) + 1, 11 + number)?;
-        replica.enlist(&bed, 1, |_| ())?;
-        replicas.push(replica);
-    }
+    let mut replicas = Vec::from(replicas::<3>(&bed, |_| ())?);
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1, 2, 3], 1, 3)?;
     let vip = at([10, 0, 1, 201].into());

@@ -43,10 +43,7 @@ fn every_host_leads_a_published_port_to_every_replica() -> Result<()> {
         // Which it is on a host that forwards IPv6 at all.
         on(&bed, host, "sysctl -qw net.ipv6.conf.all.forwarding=1")?;
     }
-    let one = Replica::start(&bed, 1, 11)?;
-    let two = Replica::start(&bed, 2, 12)?;
-    one.enlist(&bed, 1, publish)?;
-    two.enlist(&bed, 1, publish)?;
+    let [one, _two] = replicas(&bed, publish)?;
     balanced(&bed, &[1, 2, 3], 1, 2)?;
     // One that has no replica, too, and from one that is not the client's.
     for host in 1..=3 {
@@ -98,8 +95,7 @@ fn nothing_of_a_published_port_stays() -> Result<()> {
     let Some(mut bed) = up("gone", 2, 144, &[])? else {
         return Ok(());
     };
-    let one = Replica::start(&bed, 1, 11)?;
-    one.enlist(&bed, 1, publish)?;
+    let [one] = replicas(&bed, publish)?;
     balanced(&bed, &[1, 2], 1, 1)?;
     let to = SocketAddr::from((bed.hosts.address(1)?, PUBLISHED));
     let is_open = |bed: &Overlay| -> Result<bool> {
@@ -151,8 +147,7 @@ fn a_port_that_is_in_use_is_reported_and_taken_when_it_is_free() -> Result<()> {
     let other = bed
         .hosts
         .enter(2, || TcpListener::bind(("0.0.0.0", PUBLISHED)))??;
-    let one = Replica::start(&bed, 1, 11)?;
-    one.enlist(&bed, 1, publish)?;
+    let [_one] = replicas(&bed, publish)?;
     let error = |host: usize| -> Result<String> {
         let told = bed.get(host, "/v1/services")?;
         let error = &told["networks"][0]["syncs"]["last_error"];

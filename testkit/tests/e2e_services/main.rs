@@ -126,6 +126,20 @@ impl Replica {
     }
 }
 
+/// Starts a replica of service 1 on each of the first hosts, r11 on host 1 and so on, and tells the cluster.
+fn replicas<const N: usize>(
+    bed: &Overlay,
+    change: impl Fn(&mut EndpointRecord),
+) -> Result<[Replica; N]> {
+    let mut started = Vec::new();
+    for (host, number) in (1..=N).zip(11..) {
+        let replica = Replica::start(bed, host, number)?;
+        replica.enlist(bed, 1, &change)?;
+        started.push(replica);
+    }
+    started.try_into().ok().context("as many as were started")
+}
+
 /// Waits until the agents of hosts lead a VIP of the service to so many targets.
 fn balanced(bed: &Overlay, hosts: &[usize], service: u8, targets: usize) -> Result<()> {
     let frontends = [
@@ -175,12 +189,7 @@ fn a_vip_leads_to_every_replica_in_turn() -> Result<()> {
     let Some(bed) = up("vip", 3, 131, &[])? else {
         return Ok(());
     };
-    let mut replicas = Vec::new();
-    for number in 0..3_u8 {
-        let replica = Replica::start(&bed, usize::from(number) + 1, 10 + number)?;
-        replica.enlist(&bed, 1, |_| ())?;
-        replicas.push(replica);
-    }
+    let replicas = replicas::<3>(&bed, |_| ())?;
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1, 2, 3], 1, 3)?;
     let vips = [IpAddr::from([10, 0, 1, 201]), vip_v6(1)];

@@ -1,7 +1,5 @@
 //! What others do to services, what agents find when they start again, and who has the balancer's address.
 
-use std::thread;
-
 use super::*;
 
 /// Two replicas on two hosts and a client on the first.
@@ -13,12 +11,9 @@ fn bed_of_two(
     let Some(bed) = up(name, 2, subnet, args)? else {
         return Ok(None);
     };
-    let replicas = [Replica::start(&bed, 1, 11)?, Replica::start(&bed, 2, 12)?];
-    for replica in &replicas {
-        replica.enlist(&bed, 1, |record| {
-            record.ingress_ports = vec![published(Protocol::Udp, 8_080)];
-        })?;
-    }
+    let replicas = replicas(&bed, |record| {
+        record.ingress_ports = vec![published(Protocol::Udp, 8_080)];
+    })?;
     let client = bed.container(1, "ov1", 50, &SUBNETS)?;
     balanced(&bed, &[1, 2], 1, 2)?;
     // What is repaired before all records are known is not counted.
@@ -139,7 +134,7 @@ fn an_agent_that_starts_again_breaks_no_connection_and_changes_nothing() -> Resu
     until("the network to be settled", SOON, || {
         Ok(bed.report(1, "ov1")?["state"] == "synced")
     })?;
-    thread::sleep(Duration::from_millis(200));
+    bed.look_at_services(1, "ov1")?;
     let after = rules(&bed)?;
     let lost = before.lines().filter(|line| !after.contains(line));
     let lost: Vec<&str> = lost.collect();
