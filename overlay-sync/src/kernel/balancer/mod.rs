@@ -104,7 +104,10 @@ trait Engine: fmt::Debug + Send {
         namespace: &File,
     ) -> Result<BTreeMap<(Frontend, Target), u64>, Refusal>;
 
-    /// Removes all that is ours in a namespace.
+    /// Returns its table of nftables in a namespace.
+    fn table(&self) -> &'static str;
+
+    /// Removes all that is ours in a namespace and not in its table, which the caller removes.
     fn clear(&mut self, namespace: &File) -> Result<(), Refusal>;
 }
 
@@ -218,6 +221,7 @@ impl KernelBalancer {
     fn settle(&mut self, open: &Open) -> Result<(), Refusal> {
         if !self.cleared.contains(&open.identity) {
             self.other.clear(open.file())?;
+            nft::remove(Some(open.file()), &[self.other.table()])?;
             self.cleared.insert(open.identity);
         }
         Ok(())
@@ -383,8 +387,9 @@ impl Balancer for KernelBalancer {
             balancer.engine.clear(open.file())?;
             balancer.other.clear(open.file())?;
             balancer.grounds.remove(&open.identity);
-            balancer.cleared.remove(&open.identity);
-            nft::remove(Some(open.file()), ground::TABLE)?;
+            let (engine, other) = (balancer.engine.table(), balancer.other.table());
+            nft::remove(Some(open.file()), &[engine, other, ground::TABLE])?;
+            balancer.cleared.insert(open.identity);
             let left = addresses(open, network)?.into_iter();
             let left = left.flat_map(|(vni, ips)| {
                 ips.into_iter()

@@ -77,10 +77,13 @@ pub(super) fn port(value: &Value) -> Option<(Protocol, u16)> {
     Some((Protocol::named(protocol.as_str()?)?, port))
 }
 
-/// Removes a table of the family `inet` if it is there.
-pub(super) fn remove(namespace: Option<&File>, table: &str) -> Result<(), Refusal> {
+/// Removes tables of the family `inet`, those of them that are there.
+pub(super) fn remove(namespace: Option<&File>, tables: &[&str]) -> Result<(), Refusal> {
     // Adding what is there changes nothing, and what is not there cannot be deleted.
-    let script = format!("table inet {table}\ndelete table inet {table}\n");
+    let lines = tables
+        .iter()
+        .map(|table| format!("table inet {table}\ndelete table inet {table}\n"));
+    let script: String = lines.collect();
     match apply(namespace, &script) {
         // What cannot be removed for lack of the program has not been made either.
         Err(refusal) if refusal.to_string() == MISSING => Ok(()),

@@ -66,6 +66,10 @@ impl Engine for Nftables {
         "nftables"
     }
 
+    fn table(&self) -> &'static str {
+        TABLE
+    }
+
     fn holds_idle(&self) -> bool {
         false
     }
@@ -120,7 +124,7 @@ impl Engine for Nftables {
 
     fn clear(&mut self, namespace: &File) -> Result<(), Refusal> {
         self.known.remove(&netns::identity_of(namespace)?);
-        nft::remove(Some(namespace), TABLE)
+        Ok(())
     }
 }
 

@@ -119,7 +119,7 @@ impl Uplink {
     /// Removes the link and the rules, wherever the link ends.
     pub(super) fn clear_host(&mut self, host: &mut Socket) -> Result<(), Refusal> {
         self.held.clear();
-        nft::remove(None, TABLE)?;
+        nft::remove(None, &[TABLE])?;
         match links::get_named(host, HOST_END)? {
             Some(link) => host.request(links::remove(link.index)),
             None => Ok(()),

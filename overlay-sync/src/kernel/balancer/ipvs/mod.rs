@@ -79,6 +79,10 @@ impl Engine for Ipvs {
         "ipvs"
     }
 
+    fn table(&self) -> &'static str {
+        marks::TABLE
+    }
+
     fn holds_idle(&self) -> bool {
         true
     }
@@ -136,10 +140,10 @@ impl Engine for Ipvs {
 
     fn clear(&mut self, namespace: &File) -> Result<(), Refusal> {
         // Asking a kernel whether it has IPVS would load it; what is not loaded holds nothing.
-        if Path::new(LOADED).exists() {
-            Table::open(namespace)?.clear()?;
+        match Path::new(LOADED).exists() {
+            true => Table::open(namespace)?.clear(),
+            false => Ok(()),
         }
-        nft::remove(Some(namespace), marks::TABLE)
     }
 }
 
