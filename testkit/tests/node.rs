@@ -1,5 +1,7 @@
 //! Nodes with real sockets in one process, on loopback.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -538,4 +540,60 @@ async fn a_check_names_what_stays_different() {
     let other = NetworkId::new("other").expect("a valid name");
     let refused = second.check(&other, None, DEADLINE).await.unwrap_err();
     assert_eq!(refused, CheckError::NotAttached { network: other });
+}
+
+/// A write that is allowed as often as one likes.
+fn put(name: &str) -> Write {
+    Write {
+        network: network(),
+        table: table(),
+        key: key(name),
+        action: WriteAction::Put(Bytes::from_static(b"value")),
+    }
+}
+
+#[tokio::test]
+async fn a_write_on_the_spot_is_pushed_like_any_other_and_refused_by_a_closed_node() {
+    let (first, second) = pair(config()).await;
+    // Nothing else runs between this and the last await, so the node is free.
+    let made = first.try_perform(put("k")).expect("the node is free");
+    made.expect("this node is attached");
+    assert!(first.entry(&network(), &table(), &key("k")).is_ok());
+    wait_for("the entry is on the other node", || {
+        second.entry(&network(), &table(), &key("k")).is_ok()
+    })
+    .await;
+    let refused = Write {
+        network: NetworkId::new("elsewhere").expect("a valid name"),
+        ..put("k")
+    };
+    let refused = first.try_perform(refused).expect("the node is free");
+    refused.expect_err("this node is not attached there");
+    first.close().await;
+    assert_eq!(first.try_perform(put("late")), Err(put("late")));
+    assert!(first.entry(&network(), &table(), &key("late")).is_err());
+    second.close().await;
+}
+
+#[tokio::test]
+async fn who_writes_without_end_lets_others_run() {
+    let node = start(config()).await;
+    node.join_network(&network()).await.expect("not joined yet");
+    let turns = Arc::new(AtomicUsize::new(0));
+    let other = tokio::spawn({
+        let turns = Arc::clone(&turns);
+        async move {
+            loop {
+                turns.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    for number in 0..1_000 {
+        let written = node.perform(put(&number.to_string())).await;
+        written.expect("this node is attached");
+    }
+    other.abort();
+    assert!(turns.load(Ordering::Relaxed) > 1);
+    node.close().await;
 }

@@ -188,6 +188,10 @@ impl Pushes {
         self.networks.values()
     }
 
+    pub(crate) fn network(&self, network: &NetworkId) -> Option<&EntryQueue> {
+        self.networks.get(network)
+    }
+
     pub(crate) fn network_mut(&mut self, network: &NetworkId) -> Option<&mut EntryQueue> {
         self.networks.get_mut(network)
     }

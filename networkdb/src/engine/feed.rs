@@ -232,12 +232,22 @@ impl Engine {
     /// Not for a peer that reads nothing: its feed is given up when the queue is full.
     #[must_use]
     pub fn is_congested(&self, now: Instant) -> bool {
+        let mut queues = self.pushes.networks();
+        queues.any(|queue| self.is_queue_congested(queue, now))
+    }
+
+    /// The same for the writers of one network.
+    #[must_use]
+    pub fn is_congested_in(&self, network: &NetworkId, now: Instant) -> bool {
+        let queue = self.pushes.network(network);
+        queue.is_some_and(|queue| self.is_queue_congested(queue, now))
+    }
+
+    fn is_queue_congested(&self, queue: &EntryQueue, now: Instant) -> bool {
         let enough = self.config.push_queue_max / 2;
-        self.pushes.networks().any(|queue| {
-            let mut open = queue.feeds.open.values();
-            let gets_on = |feed: &Feed| now.saturating_duration_since(feed.moved) < STUCK;
-            !queue.feeds.is_empty() && queue.own.len() >= enough && open.all(gets_on)
-        })
+        let mut open = queue.feeds.open.values();
+        let gets_on = |feed: &Feed| now.saturating_duration_since(feed.moved) < STUCK;
+        !queue.feeds.is_empty() && queue.own.len() >= enough && open.all(gets_on)
     }
 
     /// Gives up the feeds that are furthest behind, because the queue is full.

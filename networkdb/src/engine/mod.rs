@@ -388,6 +388,12 @@ impl Engine {
         self.outputs.pop_front()
     }
 
+    /// Returns how many things there are to do.
+    #[must_use]
+    pub fn outputs_waiting(&self) -> usize {
+        self.outputs.len()
+    }
+
     fn set_timer(&mut self, after: Duration, kind: TimerKind) {
         let timer = Timer(kind);
         self.outputs.push_back(Output::SetTimer { after, timer });

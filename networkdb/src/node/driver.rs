@@ -1,4 +1,4 @@
-//! The one task that owns the engine: takes commands, datagrams, frames and timers, does what the engine wants done.
+//! The one task that drives the engine: takes commands, datagrams, frames and timers, does what the engine wants done.
 //!
 //! It decides nothing. The clock is read in one place, [`now`]. Channels are bounded: commands wait for their turn, frames
 //! hold back their connection, datagrams that do not fit are dropped and counted.
@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::history::{History, Position};
 use super::report::{Report, log_progress};
+use super::shared::SharedEngine;
 use super::tcp;
 use super::watch::{WatchEvent, Watcher};
 use super::{NodeStatus, Refusals, StopReason, Timings};
@@ -98,7 +99,7 @@ pub(crate) enum Command {
 
 /// Everything the task owns.
 pub(crate) struct Driver {
-    pub engine: Engine,
+    pub engine: Arc<SharedEngine>,
     pub seal: DatagramSeal,
     pub socket: Arc<UdpSocket>,
     pub context: tcp::Context,
@@ -168,7 +169,7 @@ impl Driver {
             let deadline = timers.first_key_value().map(|((at, _), _)| *at);
             let deadline = deadline.into_iter().chain(self.report.due).min();
             // Writers wait while what they have written is on its way to peers that are reading it.
-            let is_open = !self.engine.is_congested(now());
+            let is_open = !self.engine.lock().is_congested(now());
             tokio::select! {
                 command = self.commands.recv(), if is_open => match command {
                     Some(Command::Close(done)) => break Some(done),
@@ -184,9 +185,11 @@ impl Driver {
                     self.event(event);
                     self.more_events();
                 }
+                // What a handle has written wants something done; that happens below.
+                () = self.engine.written() => {}
                 () = sleep_until(deadline) => {
                     self.expire();
-                    self.report.log_if_due(&self.engine, now());
+                    self.report.log_if_due(&self.engine.lock(), now());
                 }
             }
             self.drain().await;
@@ -221,8 +224,9 @@ impl Driver {
     }
 
     async fn stop(mut self, closed: Option<oneshot::Sender<()>>) {
+        self.engine.take_writes(false);
         if self.twin.is_none() {
-            self.engine.leave(now());
+            self.engine.lock().leave(now());
             self.drain().await;
         }
         // Streams are closed by dropping them; give the last datagrams a moment before the socket goes.
@@ -254,16 +258,25 @@ impl Driver {
                 return;
             }
             let timer = entry.remove();
-            self.engine.handle(Input::Timer(timer), now);
+            self.engine.lock().handle(Input::Timer(timer), now);
         }
     }
 
     async fn command(&mut self, command: Command) {
-        if matches!(command, Command::Watch(..) | Command::Resync) {
+        let is_snapshot = matches!(command, Command::Watch(..) | Command::Resync);
+        if is_snapshot {
             // A snapshot holds the changes that wait to be told; a new watcher must not get them again after it.
+            self.engine.take_writes(false);
             self.drain().await;
         }
-        let (engine, now) = (&mut self.engine, now());
+        self.carry_out(command);
+        if is_snapshot {
+            self.engine.take_writes(true);
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let (mut engine, now) = (self.engine.lock(), now());
         match command {
             Command::Write(write, to) => reply(to, engine.perform(write, now)),
             Command::WriteMany(writes, to) => {
@@ -312,37 +325,37 @@ impl Driver {
                 self.state.inspections.insert(token, to);
                 engine.inspect(question, &peer, token, now);
             }
-            Command::Stats(to) => reply(to, self.stats()),
-            Command::Timings(to) => reply(to, self.timings(now)),
-            Command::Status(to) => reply(to, self.status(now)),
+            Command::Stats(to) => reply(to, self.stats(&engine)),
+            Command::Timings(to) => reply(to, self.timings(&engine, now)),
+            Command::Status(to) => reply(to, self.status(&engine, now)),
             Command::Members(to) => reply(to, engine.members()),
             Command::Close(to) => reply(to, ()),
         }
     }
 
-    fn status(&self, now: Instant) -> NodeStatus {
+    fn status(&self, engine: &Engine, now: Instant) -> NodeStatus {
         NodeStatus {
             hostname: self.report.hostname().to_owned(),
             cluster: self.context.cluster.to_string(),
-            generation: self.engine.generation(),
-            has_left: self.engine.has_left(),
+            generation: engine.generation(),
+            has_left: engine.has_left(),
             is_sealed: self.context.keyring.read().is_some(),
-            health_score: self.engine.health_score(),
-            uptime: self.engine.uptime(now),
+            health_score: engine.health_score(),
+            uptime: engine.uptime(now),
         }
     }
 
-    fn timings(&self, now: Instant) -> Timings {
-        let differing = self.engine.differing(now);
+    fn timings(&self, engine: &Engine, now: Instant) -> Timings {
+        let differing = engine.differing(now);
         Timings {
             applying: self.state.applying,
-            convergence: *self.engine.convergence(),
+            convergence: *engine.convergence(),
             differing: differing.map(|(id, since)| (id.clone(), since)).collect(),
         }
     }
 
     /// The engine's counters with those of the sockets.
-    fn stats(&self) -> Stats {
+    fn stats(&self, engine: &Engine) -> Stats {
         let sent = &self.state.sent;
         Stats {
             datagrams_sent: sent.datagrams_sent,
@@ -356,7 +369,7 @@ impl Driver {
             frame_bytes_received: sent.frame_bytes_received,
             refused_seal: self.refusals.count() + self.seal.unproven(),
             dropped_inbox: self.lost.read(),
-            ..*self.engine.stats()
+            ..*engine.stats()
         }
     }
 
@@ -392,15 +405,16 @@ impl Driver {
                 Input::StreamClosed { stream, error }
             }
         };
-        self.engine.handle(input, now());
+        self.engine.lock().handle(input, now());
     }
 
     /// Hands what other nodes have sent to the engine; notes how long records took from the socket until readers see them.
     fn apply(&mut self, input: Input, received: Instant) {
         let records = |stats: &Stats| stats.events_received + stats.sync_records_received;
-        let before = records(self.engine.stats());
-        self.engine.handle(input, now());
-        if records(self.engine.stats()) > before {
+        let mut engine = self.engine.lock();
+        let before = records(engine.stats());
+        engine.handle(input, now());
+        if records(engine.stats()) > before {
             let took = now().saturating_duration_since(received);
             self.state.applying.observe(took);
         }
@@ -428,7 +442,10 @@ impl Driver {
     }
 
     async fn drain(&mut self) {
-        while let Some(output) = self.engine.poll_output() {
+        loop {
+            // Not held while the output is dealt with.
+            let output = self.engine.lock().poll_output();
+            let Some(output) = output else { return };
             match output {
                 Output::SendDatagram { to, payload } => self.send(to, &payload).await,
                 Output::SetTimer { after, timer } => self.set_timer(after, timer),
@@ -475,7 +492,8 @@ impl Driver {
                     self.tell(&WatchEvent::MemberDown { node, left });
                 }
                 Output::Persist => {
-                    self.persist.send_replace(self.engine.persistent());
+                    let persistent = self.engine.lock().persistent();
+                    self.persist.send_replace(persistent);
                 }
             }
         }
@@ -488,7 +506,7 @@ impl Driver {
         }
         self.state.watchers.retain(Watcher::is_watched);
         if self.state.watchers.is_empty() && !self.history.goes_on_unwatched() {
-            self.engine.set_watching(false);
+            self.engine.lock().set_watching(false);
         }
     }
 

@@ -1,8 +1,8 @@
 //! A node with sockets: the handle that programs embed.
 //!
-//! [`NetworkDb::start`] binds one UDP and one TCP socket on the same port and spawns the driver, the task that owns the
+//! [`NetworkDb::start`] binds one UDP and one TCP socket on the same port and spawns the driver, the task that drives the
 //! engine. The handle is cheap to clone; it sends commands to the driver and reads tables and members directly, so that a
-//! read never waits for the protocol. All handles dropped, or [`NetworkDb::close`] called: the node leaves and stops.
+//! read never waits for the protocol; a write is made directly, too, when the engine is free. All handles dropped, or [`NetworkDb::close`] called: the node leaves and stops.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch as watch_channel};
+use tokio::task::coop::consume_budget;
 
 use crate::config::{Config, ConfigError};
 use crate::engine::{Lookup, NetworkError, Roster, Store, WriteError, value_hash};
@@ -25,6 +26,7 @@ mod history;
 mod inspect;
 mod refusals;
 mod report;
+mod shared;
 mod start;
 mod state_dir;
 mod table;
@@ -49,6 +51,7 @@ pub use watch::{
 
 use driver::Command;
 use refusals::{Lost, Refusals};
+use shared::SharedEngine;
 
 /// How to start a node.
 #[derive(Clone, Debug)]
@@ -234,6 +237,7 @@ pub struct NetworkDb {
     advertised: SocketAddr,
     store: Arc<Store>,
     roster: Arc<Roster>,
+    engine: Arc<SharedEngine>,
     commands: mpsc::Sender<Command>,
     stopped: watch_channel::Receiver<Option<StopReason>>,
 }
@@ -385,9 +389,25 @@ impl NetworkDb {
 
     /// Makes a write of any kind. Visible here on return.
     pub async fn perform(&self, write: Write) -> Result<Accepted, WriteError> {
+        // Who writes without end lets others run, also where no write has to wait.
+        consume_budget().await;
+        let write = match self.try_perform(write) {
+            Ok(made) => return made,
+            Err(write) => write,
+        };
         self.ask(|to| Command::Write(write, to))
             .await
             .unwrap_or(Err(WriteError::Closed))
+    }
+
+    /// Makes a write of any kind without waiting, or gives it back, untried, when it would have to wait for its turn or the
+    /// node is closed. Visible here on return. Not from within [`NetworkDb::walk`] and its like, which hold the table.
+    pub fn try_perform(&self, write: Write) -> Result<Result<Accepted, WriteError>, Write> {
+        let is_waiting = self.commands.capacity() < self.commands.max_capacity();
+        if is_waiting || self.commands.is_closed() {
+            return Err(write);
+        }
+        self.engine.try_write(write, driver::now())
     }
 
     /// Creates an entry owned by this node, or refuses while a visible entry has the key. Visible here on return.

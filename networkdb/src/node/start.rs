@@ -14,6 +14,7 @@ use super::address::{self, AdvertiseError};
 use super::driver::{self, Driver, State as DriverState};
 use super::history::History;
 use super::report::Report;
+use super::shared::SharedEngine;
 use super::state_dir::{State, StateDir, StateDirError};
 use super::{
     BindError, ConfigError, Lost, NetworkDb, NodeConfig, Refusals, StopReason, random_bytes, tcp,
@@ -206,12 +207,15 @@ impl NetworkDb {
         );
         let (stopped, stopped_receiver) = watch::channel(None);
         let (commands, commands_waiting) = mpsc::channel(driver::COMMANDS_WAITING);
+        let (store, roster) = (Arc::clone(engine.store()), Arc::clone(engine.roster()));
+        let engine = Arc::new(SharedEngine::new(engine));
         let db = Self {
             id: identity.node,
             bound,
             advertised,
-            store: Arc::clone(engine.store()),
-            roster: Arc::clone(engine.roster()),
+            store,
+            roster,
+            engine: Arc::clone(&engine),
             commands,
             stopped: stopped_receiver,
         };
@@ -247,7 +251,7 @@ struct Ends {
 /// Spawns the tasks of a node: receiver, listener and driver.
 fn spawn(
     config: NodeConfig,
-    engine: Engine,
+    engine: Arc<SharedEngine>,
     (udp, listener): (UdpSocket, TcpListener),
     commands: mpsc::Receiver<driver::Command>,
     ends: Ends,
@@ -256,7 +260,7 @@ fn spawn(
     let (events, events_waiting) = mpsc::channel(driver::EVENTS_WAITING);
     let (refusals, lost) = (Arc::new(Refusals::default()), Lost::default());
     let cluster = config.protocol.cluster;
-    let node = engine.id().clone();
+    let node = engine.lock().id().clone();
     let context = tcp::Context {
         cluster: cluster.as_str().into(),
         bound: config.bind.ip(),
