@@ -9,7 +9,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use hyper::header::{AUTHORIZATION, HOST, HeaderName, ORIGIN};
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, ORIGIN};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, StatusCode};
 use sha2::{Digest as _, Sha256};
@@ -120,23 +120,29 @@ impl Access {
         if self.is_read_only {
             return Err(Denied::forbidden("this server is read-only".into()));
         }
-        let text = |name| {
-            head.headers
-                .get(name)
-                .map(|value| value.to_str().unwrap_or("?"))
-        };
-        let site = text(SEC_FETCH_SITE).unwrap_or("none");
-        if !["same-origin", "none"].contains(&site) {
+        let (mut site, mut origin) = (None, None);
+        // One walk over the few headers that most requests have is quicker than two searches. The first of a name counts.
+        for (name, value) in &head.headers {
+            if *name == ORIGIN {
+                origin.get_or_insert(value);
+            } else if *name == SEC_FETCH_SITE {
+                site.get_or_insert(value);
+            }
+        }
+        let text = |value: &'_ HeaderValue| value.to_str().unwrap_or("?").to_owned();
+        if let Some(site) = site.map(text)
+            && !["same-origin", "none"].contains(&site.as_str())
+        {
             return Err(Denied::forbidden(format!(
                 "a page of another site asks for a change (Sec-Fetch-Site: {site})"
             )));
         }
-        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let is_own = |origin: &str| {
+        let host = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let is_own = |origin: &String| {
             let authority = origin.split_once("://").map(|(_, authority)| authority);
-            authority.is_some_and(|it| host.is_some_and(|host| it.eq_ignore_ascii_case(host)))
+            authority.is_some_and(|it| host().is_some_and(|host| it.eq_ignore_ascii_case(host)))
         };
-        match text(ORIGIN).filter(|origin| !is_own(origin)) {
+        match origin.map(text).filter(|origin| !is_own(origin)) {
             Some(origin) => Err(Denied::forbidden(format!(
                 "a page of another site asks for a change (Origin: {origin})"
             ))),
@@ -145,16 +151,18 @@ impl Access {
     }
 
     fn allows_host(&self, host: &str) -> bool {
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'));
-        let is_address = bare.unwrap_or(host).parse::<IpAddr>().is_ok();
         let name = host.strip_suffix('.').unwrap_or(host);
         let is_named = |allowed: &str| allowed.eq_ignore_ascii_case(name);
+        let is_address = || {
+            let bare = host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'));
+            bare.unwrap_or(host).parse::<IpAddr>().is_ok()
+        };
         self.any_host
-            || is_address
             || is_named("localhost")
             || self.hosts.iter().any(|host| is_named(host))
+            || is_address()
     }
 }
 

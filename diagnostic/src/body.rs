@@ -36,11 +36,8 @@ impl Body {
     }
 
     /// Keeps the connection until the body has been sent.
-    pub(crate) fn keeping(self, busy: Busy) -> Self {
-        Self {
-            _busy: Some(busy),
-            ..self
-        }
+    pub(crate) fn keep(&mut self, busy: Busy) {
+        self._busy = Some(busy);
     }
 }
 

@@ -1,15 +1,18 @@
 //! Connections: how many at once, how long each may take, and how they end.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{self, Poll, ready};
 use std::time::Duration;
 
+use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::Service;
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,11 +22,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use crate::backlog;
-use crate::body::Body;
-use crate::head_timer::HeadTimer;
 use crate::patience::Patience;
-use crate::places::{Place, Places};
-use crate::service::{self, Site};
+use crate::places::{Busy, Place, Places};
+use crate::service::{self, Answering, Response, Site};
 use crate::tls::Tls;
 
 /// Connections at the same time. Further ones take the place of those that wait for a request, or wait themselves.
@@ -43,6 +44,21 @@ const STALL_MAX: Duration = Duration::from_secs(30);
 
 /// Pause after the system refused to accept, which it does when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One client.
+struct Client<'a> {
+    context: &'a Context,
+    place: &'a Arc<Place>,
+    remote: SocketAddr,
+}
+
+/// One request of a client, until there is a response to it.
+struct Exchange<'a> {
+    context: &'a Context,
+    answering: Answering,
+    /// Goes with the response.
+    busy: Option<Busy>,
+}
 
 /// How a server ends.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,21 +115,22 @@ impl Acceptor {
         });
         let mut stopped = self.stopped;
         let mut connections = JoinSet::new();
-        let stop = loop {
-            let (stream, remote) = tokio::select! {
-                stop = asked(&mut stopped) => break stop,
-                accepted = next(&listener) => accepted,
-            };
-            // With all places taken by requests that are being answered, the client is dropped when the server ends.
-            tokio::select! {
-                stop = asked(&mut stopped) => break stop,
-                place = places.take() => {
-                    connections.spawn(Arc::clone(&context).serve(stream, remote, place));
+        let accepting = async {
+            loop {
+                let (stream, remote) = next(&listener).await;
+                let place = places.take().await;
+                connections.spawn(Arc::clone(&context).serve(stream, remote, place));
+                while let Some(ended) = connections.try_join_next() {
+                    report(ended);
                 }
             }
-            while let Some(ended) = connections.try_join_next() {
-                report(ended);
-            }
+        };
+        // With all places taken by requests that are being answered, a client that waits for one is dropped when the server
+        // ends.
+        let stop = tokio::select! {
+            stop = asked(&mut stopped) => stop,
+            never = accepting => never,
+            never = places.end_waits(HEAD_TIMEOUT) => match never {},
         };
         context.is_ending.store(true, Ordering::Relaxed);
         // Clients whose connection the system has made already are served too.
@@ -174,30 +191,24 @@ impl Context {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let answer = service_fn(|request| {
-            let busy = place.busy();
-            async move {
-                let mut response = service::answer(&self.site, request, remote).await;
-                if self.is_ending.load(Ordering::Relaxed) {
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(CONNECTION, close);
-                }
-                Ok::<_, Infallible>(response.map(|body: Body| body.keeping(busy)))
-            }
-        });
+        let client = Client {
+            context: self,
+            place: &place,
+            remote,
+        };
         let connection = http1::Builder::new()
-            .timer(HeadTimer::new(HEAD_TIMEOUT))
-            .header_read_timeout(HEAD_TIMEOUT)
             .max_buf_size(HEAD_BYTES_MAX)
             // Scripts that pipe a request into a socket close their side before they read.
             .half_close(true)
+            // One piece is cheaper to send than two, also with the copy that it takes.
+            .writev(false)
             .title_case_headers(true)
-            .serve_connection(Patience::new(stream, STALL_MAX), answer);
+            .serve_connection(Patience::new(stream, STALL_MAX), client);
         let mut connection = pin!(connection);
         let served = tokio::select! {
             biased;
             served = connection.as_mut() => served,
-            // To make room, or because the server ends.
+            // It has waited for too long, or has to make room, or the server ends.
             () = place.asked_to_leave() => {
                 if !place.is_busy() {
                     return;
@@ -209,6 +220,36 @@ impl Context {
         if let Err(error) = served {
             debug!(%remote, %error, "diagnostic connection broke");
         }
+    }
+}
+
+impl<'a> Service<hyper::Request<Incoming>> for Client<'a> {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Exchange<'a>;
+
+    fn call(&self, request: hyper::Request<Incoming>) -> Exchange<'a> {
+        Exchange {
+            context: self.context,
+            busy: Some(self.place.busy()),
+            answering: service::answer(&self.context.site, request, self.remote),
+        }
+    }
+}
+
+impl Future for Exchange<'_> {
+    type Output = Result<Response, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let mut response = ready!(Pin::new(&mut self.answering).poll(context));
+        if self.context.is_ending.load(Ordering::Relaxed) {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        if let Some(busy) = self.busy.take() {
+            response.body_mut().keep(busy);
+        }
+        Poll::Ready(Ok(response))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Endpoints that write and read entries.
 
 use bytes::Bytes;
-use networkdb::node::NetworkDb;
-use networkdb::{Key, NetworkId, TableName};
+use networkdb::node::{Accepted, NetworkDb, Write, WriteAction};
+use networkdb::{Key, NetworkId, TableName, WriteError};
 
 use crate::failure::Failure;
 use crate::params::Params;
 use crate::reply::Reply;
-use crate::routes::Request;
+use crate::routes::{Handling, Request};
 
 /// Usage of the endpoints that take a value.
 pub(crate) const WRITE: &str = "tname=table_name&nid=network_id&key=k&value=v";
@@ -37,32 +37,57 @@ impl Place {
 }
 
 /// Answers `/createentry`.
-pub(crate) async fn create(db: NetworkDb, request: Request) -> Result<Reply, Failure> {
-    let place = Place::of(&request.params)?;
-    let value = Bytes::from(request.params.value()?);
-    db.create_entry(&place.network, &place.table, &place.key, value)
-        .await
-        .map(|()| Reply::done())
-        .map_err(|error| Failure::create(&error))
+pub(crate) fn create(db: &NetworkDb, request: &Request) -> Handling {
+    let action = value(&request.params).map(WriteAction::Create);
+    write(db, request, action, Failure::create)
 }
 
 /// Answers `/updateentry`.
-pub(crate) async fn update(db: NetworkDb, request: Request) -> Result<Reply, Failure> {
-    let place = Place::of(&request.params)?;
-    let value = Bytes::from(request.params.value()?);
-    db.update_entry(&place.network, &place.table, &place.key, value)
-        .await
-        .map(|()| Reply::done())
-        .map_err(|error| Failure::update(&error))
+pub(crate) fn update(db: &NetworkDb, request: &Request) -> Handling {
+    let action = value(&request.params).map(WriteAction::Update);
+    write(db, request, action, Failure::update)
 }
 
 /// Answers `/deleteentry`.
-pub(crate) async fn delete(db: NetworkDb, request: Request) -> Result<Reply, Failure> {
-    let place = Place::of(&request.params)?;
-    db.delete_entry(&place.network, &place.table, &place.key)
-        .await
-        .map(|()| Reply::done())
-        .map_err(|error| Failure::delete(&error))
+pub(crate) fn delete(db: &NetworkDb, request: &Request) -> Handling {
+    write(db, request, Ok(WriteAction::Delete), Failure::delete)
+}
+
+fn value(params: &Params) -> Result<Bytes, Failure> {
+    params.value().map(Bytes::from)
+}
+
+/// Makes a write, at once if the node has nothing else to do.
+fn write(
+    db: &NetworkDb,
+    request: &Request,
+    action: Result<WriteAction, Failure>,
+    failure: fn(&WriteError) -> Failure,
+) -> Handling {
+    let write = Place::of(&request.params).and_then(|place| {
+        let action = action?;
+        Ok(Write {
+            network: place.network,
+            table: place.table,
+            key: place.key,
+            action,
+        })
+    });
+    let write = match write {
+        Ok(write) => write,
+        Err(failure) => return Handling::Now(Err(failure)),
+    };
+    let answer = move |made: Result<Accepted, WriteError>| {
+        let done = made.map(|_| Reply::done());
+        done.map_err(|error| failure(&error))
+    };
+    match db.try_perform(write) {
+        Ok(made) => Handling::Now(answer(made)),
+        Err(write) => {
+            let db = db.clone();
+            Handling::Later(Box::pin(async move { answer(db.perform(write).await) }))
+        }
+    }
 }
 
 /// Answers `/getentry`.

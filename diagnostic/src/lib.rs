@@ -41,7 +41,6 @@ mod entries;
 mod extras;
 mod failure;
 pub mod flags;
-mod head_timer;
 mod json;
 mod listing;
 pub mod logfmt;

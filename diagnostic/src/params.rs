@@ -3,9 +3,11 @@
 //! A part that cannot be decoded is as if it were not there. Names are case sensitive and the first value of a name
 //! counts. This is the one place where text of a request becomes a name or a value.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::str::FromStr;
 
+use memchr::{memchr2_iter, memchr3};
 use networkdb::NameError;
 
 use crate::failure::Failure;
@@ -23,6 +25,7 @@ pub struct Params {
     /// Names and values, one after the other.
     decoded: Vec<u8>,
     pairs: Vec<Pair>,
+    format: Format,
 }
 
 /// Where a parameter is.
@@ -43,16 +46,67 @@ impl Params {
         let mut params = Self {
             decoded: Vec::with_capacity(form.len() + query.len()),
             pairs: Vec::with_capacity(PARAMS_USUAL),
+            format: Format::default(),
         };
-        for part in parts(form).chain(parts(query)) {
-            if let Some(pair) = decode_part(part, &mut params.decoded) {
-                if params.pairs.len() == PARAMS_MAX {
-                    return Err(TooManyParams);
+        for text in [form, query] {
+            if is_plain(text) {
+                params.take_plain(text)?;
+                continue;
+            }
+            for part in parts(text) {
+                if let Some(pair) = decode_part(part, &mut params.decoded) {
+                    params.push(pair)?;
                 }
-                params.pairs.push(pair);
             }
         }
+        let json = params.get("json");
+        params.format = Format {
+            is_json: json.is_some(),
+            is_pretty: json == Some(b"pretty"),
+            is_raw: params.get("unsafe").is_some(),
+        };
         Ok(params)
+    }
+
+    fn push(&mut self, pair: Pair) -> Result<(), TooManyParams> {
+        if self.pairs.len() == PARAMS_MAX {
+            return Err(TooManyParams);
+        }
+        self.pairs.push(pair);
+        Ok(())
+    }
+
+    /// Takes a text whole of which nothing has to be decoded, as that of most requests.
+    fn take_plain(&mut self, text: &[u8]) -> Result<(), TooManyParams> {
+        let offset = self.decoded.len();
+        self.decoded.extend_from_slice(text);
+        let (mut start, mut equals) = (offset, None);
+        for at in memchr2_iter(b'&', b'=', text) {
+            if text[at] == b'&' {
+                self.push_plain(start, equals, offset + at)?;
+                (start, equals) = (offset + at + 1, None);
+            } else if equals.is_none() {
+                equals = Some(offset + at);
+            }
+        }
+        self.push_plain(start, equals, offset + text.len())
+    }
+
+    /// Takes what is decoded between two places, unless that is empty.
+    fn push_plain(
+        &mut self,
+        start: usize,
+        equals: Option<usize>,
+        end: usize,
+    ) -> Result<(), TooManyParams> {
+        if start == end {
+            return Ok(());
+        }
+        let (name, value) = match equals {
+            Some(equals) => (start..equals, equals + 1..end),
+            None => (start..end, end..end),
+        };
+        self.push(Pair { name, value })
     }
 
     /// Returns the first value of a parameter.
@@ -79,7 +133,7 @@ impl Params {
     /// Returns the parameter `value` as bytes: raw with `unsafe`, else decoded from base64.
     pub(crate) fn value(&self) -> Result<Vec<u8>, Failure> {
         let text = self.get("value").unwrap_or_default();
-        if self.format().is_raw {
+        if self.format.is_raw {
             return Ok(text.to_vec());
         }
         value::decode(text).map_err(|error| Failure::new(error.to_string()))
@@ -87,12 +141,7 @@ impl Params {
 
     /// Returns how the reply is to be written.
     pub(crate) fn format(&self) -> Format {
-        let json = self.get("json");
-        Format {
-            is_json: json.is_some(),
-            is_pretty: json == Some(b"pretty"),
-            is_raw: self.get("unsafe").is_some(),
-        }
+        self.format
     }
 }
 
@@ -109,6 +158,11 @@ impl Pair {
     pub(crate) fn value<'a>(&self, decoded: &'a [u8]) -> &'a [u8] {
         &decoded[self.value.clone()]
     }
+}
+
+/// Whether nothing in a text has to be decoded, and nothing can be wrong with it.
+fn is_plain(text: &[u8]) -> bool {
+    memchr3(b'%', b'+', b';', text).is_none()
 }
 
 /// Decodes `name=value` and appends both; none when the part is empty or cannot be decoded.
@@ -135,10 +189,13 @@ pub(crate) fn decode_part(part: &[u8], decoded: &mut Vec<u8>) -> Option<Pair> {
 }
 
 /// Decodes the percent escapes of a path; none when one is broken.
-pub(crate) fn decode_path(path: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn decode_path(path: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !path.contains(&b'%') {
+        return Some(path.into());
+    }
     let mut decoded = Vec::with_capacity(path.len());
     unescape(path, |byte| byte, &mut decoded)?;
-    Some(decoded)
+    Some(decoded.into())
 }
 
 /// Appends a text with its percent escapes decoded and every other byte passed through `plain`; none when an escape is
@@ -276,6 +333,19 @@ mod tests {
                 }
             }
             decode_path(&query);
+        }
+
+        #[test]
+        fn what_needs_no_decoding_is_read_the_same(text in "[ab=&]{0,16}") {
+            let plain = Params::parse(b"", text.as_bytes()).unwrap();
+            let mut decoded = Vec::new();
+            let decode = |part| decode_part(part, &mut decoded);
+            let pairs: Vec<Pair> = parts(text.as_bytes()).filter_map(decode).collect();
+            prop_assert_eq!(plain.pairs.len(), pairs.len());
+            for (plain_pair, pair) in plain.pairs.iter().zip(&pairs) {
+                prop_assert_eq!(plain_pair.name(&plain.decoded), pair.name(&decoded));
+                prop_assert_eq!(plain_pair.value(&plain.decoded), pair.value(&decoded));
+            }
         }
 
         #[test]

@@ -1,14 +1,22 @@
 //! How many clients may be connected at once, and who has to go when there are more.
 //!
 //! A connection that waits for a request gives way to a new one, the one that has waited longest first; one whose request is
-//! being answered never does. So clients that connect and say nothing, or next to nothing, keep nobody else out.
+//! being answered never does. So clients that connect and say nothing, or next to nothing, keep nobody else out. One that
+//! waits too long has to go even so. That is looked for now and then: a timer that is set and taken back for each request
+//! would cost more than reading the request does.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+
+/// Looks for connections that wait, in the time that they may wait.
+const LOOKS: u32 = 15;
 
 /// The open connections of one server.
 #[derive(Debug)]
@@ -28,6 +36,9 @@ struct Connection {
     busy: AtomicUsize,
     /// Grows with each connection that begins to wait.
     waits_since: AtomicU64,
+    /// What that was at the last look, and how many looks have found it so.
+    seen: AtomicU64,
+    looks: AtomicU32,
     is_asked: AtomicBool,
     leave: Notify,
 }
@@ -76,6 +87,8 @@ impl Places {
             let connection = Arc::new(Connection {
                 busy: AtomicUsize::new(0),
                 waits_since: AtomicU64::new(number),
+                seen: AtomicU64::new(u64::MAX),
+                looks: AtomicU32::new(0),
                 is_asked: AtomicBool::new(false),
                 leave: Notify::new(),
             });
@@ -95,17 +108,30 @@ impl Places {
             (!is_asked(connection), waits_since)
         });
         if let Some(longest) = longest.filter(|connection| !is_asked(connection)) {
-            longest.is_asked.store(true, Ordering::Relaxed);
-            longest.leave.notify_one();
+            longest.ask_to_leave();
         }
         None
+    }
+
+    /// Asks every connection to leave that waits for longer than `wait_max`, or a little later. Never ends.
+    pub(crate) async fn end_waits(&self, wait_max: Duration) -> Infallible {
+        let mut looks = interval(wait_max / LOOKS);
+        // A look that comes late is no two looks.
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            for connection in self.open.lock().values() {
+                if connection.looks_without_request() >= LOOKS {
+                    connection.ask_to_leave();
+                }
+            }
+        }
     }
 
     /// Asks every connection to leave, those too that are busy: how they do is theirs to decide.
     pub(crate) fn ask_all_to_leave(&self) {
         for connection in self.open.lock().values() {
-            connection.is_asked.store(true, Ordering::Relaxed);
-            connection.leave.notify_one();
+            connection.ask_to_leave();
         }
     }
 
@@ -118,6 +144,26 @@ impl Places {
         if self.is_wanted.load(Ordering::SeqCst) {
             self.changed.notify_waiters();
         }
+    }
+}
+
+impl Connection {
+    fn ask_to_leave(&self) {
+        self.is_asked.store(true, Ordering::Relaxed);
+        self.leave.notify_one();
+    }
+
+    /// Counts a look; returns how many have found the same wait. Only ever called by one task.
+    fn looks_without_request(&self) -> u32 {
+        let waits_since = self.waits_since.load(Ordering::Relaxed);
+        let is_busy = self.busy.load(Ordering::SeqCst) > 0;
+        let is_same = self.seen.swap(waits_since, Ordering::Relaxed) == waits_since;
+        let looks = match is_same && !is_busy {
+            true => self.looks.load(Ordering::Relaxed).saturating_add(1),
+            false => 0,
+        };
+        self.looks.store(looks, Ordering::Relaxed);
+        looks
     }
 }
 
@@ -206,6 +252,39 @@ mod tests {
         first.asked_to_leave().await;
         drop(first);
         newcomer.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_too_long_has_to_go_and_who_is_answered_has_not() {
+        let places = Places::new(2);
+        let (silent, answered) = (places.take().await, places.take().await);
+        let busy = answered.busy();
+        let wait_max = Duration::from_millis(150);
+        tokio::select! {
+            never = places.end_waits(wait_max) => match never {},
+            () = silent.asked_to_leave() => {}
+        }
+        assert!(!is_asked(&answered).await);
+        drop(busy);
+        tokio::select! {
+            never = places.end_waits(wait_max) => match never {},
+            () = answered.asked_to_leave() => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_is_counted_from_its_beginning_and_only_while_it_lasts() {
+        let places = Places::new(1);
+        let place = places.take().await;
+        let look = || place.connection.looks_without_request();
+        // The first look may come right after the wait has begun.
+        assert_eq!([look(), look(), look()], [0, 1, 2]);
+        let busy = place.busy();
+        assert_eq!(look(), 0);
+        drop(busy);
+        assert_eq!([look(), look()], [0, 1]);
+        drop(place.busy());
+        assert_eq!([look(), look()], [0, 1]);
     }
 
     #[tokio::test]

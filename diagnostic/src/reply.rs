@@ -6,6 +6,7 @@
 use std::io::Write;
 
 use bytes::Bytes;
+use hyper::header::HeaderValue;
 use networkdb::node::{Entry, NetworkDb, Peer};
 use networkdb::{Key, NetworkId, TableName};
 
@@ -15,9 +16,9 @@ use crate::json::Writer;
 use crate::listing::Listing;
 use crate::value;
 
-const TEXT: &str = "text/plain; charset=utf-8";
-const BINARY: &str = "application/octet-stream";
-const JSON: &str = "application/json";
+static TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+static BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// How much of a text decides whether it is binary.
 const SNIFFED_BYTES: usize = 512;
@@ -70,7 +71,7 @@ enum Answer {
 /// A reply in the form the client asked for.
 #[derive(Debug)]
 pub(crate) struct Rendered {
-    pub(crate) content_type: &'static str,
+    pub(crate) content_type: &'static HeaderValue,
     pub(crate) body: Body,
 }
 
@@ -175,6 +176,11 @@ impl Reply {
             return Rendered::listing(Listing::new(table, *entries, format), format);
         }
         if !format.is_json {
+            if let Answer::Done = self.0 {
+                let body = Body::from(self.message());
+                let content_type = &TEXT;
+                return Rendered { content_type, body };
+            }
             return Rendered::text(self.plain(format));
         }
         let mut writer = Writer::new(format.is_pretty);
@@ -183,7 +189,7 @@ impl Reply {
             self.details(writer.member("details"), format);
         });
         Rendered {
-            content_type: JSON,
+            content_type: &JSON,
             body: writer.into_text().into(),
         }
     }
@@ -191,9 +197,9 @@ impl Reply {
     /// About how long the text is.
     fn bytes_usual(&self) -> usize {
         match &self.0 {
-            Answer::Done => 2,
             Answer::Entry { key, value } => 64 + key.as_str().len() + value.len() / 3 * 4,
-            Answer::Info(_)
+            Answer::Done
+            | Answer::Info(_)
             | Answer::Failed(_)
             | Answer::Missing { .. }
             | Answer::Unknown { .. }
@@ -208,9 +214,6 @@ impl Reply {
     fn plain(&self, format: Format) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.bytes_usual());
         body.extend_from_slice(self.message().as_bytes());
-        if matches!(self.0, Answer::Done) {
-            return body;
-        }
         body.push(b'\n');
         self.lines(&mut body, format)
             .expect("a vector takes every write");
@@ -290,7 +293,7 @@ impl Rendered {
     fn listing(mut listing: Listing, format: Format) -> Self {
         let first = listing.next_part().unwrap_or_default();
         let content_type = if format.is_json {
-            JSON
+            &JSON
         } else {
             content_type(&first)
         };
@@ -302,13 +305,20 @@ impl Rendered {
 
 /// Returns the type of a text by the rule of Go's sniffer for text that begins with none of its signatures, which the
 /// first words of every reply see to.
-fn content_type(text: &[u8]) -> &'static str {
-    let is_binary = |byte: &u8| matches!(byte, 0x00..=0x08 | 0x0b | 0x0e..=0x1a | 0x1c..=0x1f);
+fn content_type(text: &[u8]) -> &'static HeaderValue {
+    let is_binary = |byte: u8| {
+        byte <= 0x08
+            || byte == 0x0b
+            || (0x0e..=0x1a).contains(&byte)
+            || (0x1c..=0x1f).contains(&byte)
+    };
     let beginning = &text[..text.len().min(SNIFFED_BYTES)];
-    if beginning.iter().any(is_binary) {
-        BINARY
+    // Not `any`: a look at all bytes that never stops is one at many of them at once.
+    let is_any = |found, &byte: &u8| found | is_binary(byte);
+    if beginning.iter().fold(false, is_any) {
+        &BINARY
     } else {
-        TEXT
+        &TEXT
     }
 }
 
@@ -414,7 +424,7 @@ mod tests {
         })
     }
 
-    fn text(reply: &Reply, format: Format) -> (&'static str, Vec<u8>) {
+    fn text(reply: &Reply, format: Format) -> (&'static HeaderValue, Vec<u8>) {
         let Rendered { content_type, body } = reply.render(format);
         (content_type, whole(body))
     }
@@ -423,7 +433,7 @@ mod tests {
     fn control_bytes_make_a_text_binary() {
         for byte in 0..=u8::MAX {
             let binary = byte < 0x20 && ![b'\t', b'\n', 0x0c, b'\r', 0x1b].contains(&byte);
-            let expected = if binary { BINARY } else { TEXT };
+            let expected = if binary { &BINARY } else { &TEXT };
             assert_eq!(content_type(&[b'O', b'K', byte]), expected, "{byte:#x}");
         }
     }
@@ -432,9 +442,9 @@ mod tests {
     fn only_the_first_512_bytes_are_looked_at() {
         let mut body = vec![b'x'; 513];
         body[512] = 0;
-        assert_eq!(content_type(&body), TEXT);
+        assert_eq!(content_type(&body), &TEXT);
         body[511] = 0;
-        assert_eq!(content_type(&body), BINARY);
+        assert_eq!(content_type(&body), &BINARY);
     }
 
     #[test]
@@ -445,13 +455,13 @@ mod tests {
             ..PLAIN
         };
         let expected = b"OK\n0) k:`k` -> v:`\n\x02c1<nil>\xff` owner:``\n".to_vec();
-        assert_eq!(text(&reply, format), (BINARY, expected));
+        assert_eq!(text(&reply, format), (&BINARY, expected));
         let format = Format {
             is_json: true,
             ..format
         };
         let expected = br#"{"message":"OK","details":{"key":"k","value":"\n\u0002c1\u003cnil\u003e\ufffd","owner":""}}"#;
-        assert_eq!(text(&reply, format), (JSON, expected.to_vec()));
+        assert_eq!(text(&reply, format), (&JSON, expected.to_vec()));
     }
 
     #[test]
@@ -459,14 +469,14 @@ mod tests {
         let reply = Reply::unknown(b"/\xff<".to_vec());
         let expected =
             b"not implemented\nUsage: URL path: /\xff< no method implemented check /help\n";
-        assert_eq!(text(&reply, PLAIN), (TEXT, expected.to_vec()));
+        assert_eq!(text(&reply, PLAIN), (&TEXT, expected.to_vec()));
         let expected = br#"{"message":"not implemented","details":{"usage":"URL path: /\ufffd\u003c no method implemented check /help\n"}}"#;
-        assert_eq!(text(&reply, COMPACT), (JSON, expected.to_vec()));
+        assert_eq!(text(&reply, COMPACT), (&JSON, expected.to_vec()));
     }
 
     #[test]
     fn text_stays_text_when_json_is_asked_for() {
-        assert_eq!(text(&Reply::text("a\n"), COMPACT), (TEXT, b"a\n".to_vec()));
+        assert_eq!(text(&Reply::text("a\n"), COMPACT), (&TEXT, b"a\n".to_vec()));
     }
 
     #[test]
@@ -480,6 +490,6 @@ mod tests {
             peer("[2001:db8::1]:7946"),
         ]);
         let expected = b"OK\ntotal entries: 2\n0) n -> 10.0.0.1\n1) n -> 2001:db8::1\n".to_vec();
-        assert_eq!(text(&reply, PLAIN), (TEXT, expected));
+        assert_eq!(text(&reply, PLAIN), (&TEXT, expected));
     }
 }

@@ -35,7 +35,14 @@ pub(crate) const BUILT_IN: [&str; 15] = [
     "/updateentry",
 ];
 
-type Answering = Pin<Box<dyn Future<Output = Result<Reply, Failure>> + Send>>;
+/// What a handler answers.
+pub(crate) type Handled = Result<Reply, Failure>;
+
+/// What comes of a call of a handler. Most have their answer at once.
+pub(crate) enum Handling {
+    Now(Handled),
+    Later(Pin<Box<dyn Future<Output = Handled> + Send>>),
+}
 
 /// A request as handlers see it.
 #[derive(Clone, Debug)]
@@ -44,8 +51,8 @@ pub struct Request {
     pub params: Params,
     /// The address of the client.
     pub remote: SocketAddr,
-    /// The path, decoded.
-    pub(crate) path: Vec<u8>,
+    /// The path, decoded, when it is none that is registered.
+    pub(crate) unknown_path: Option<Vec<u8>>,
     /// The registered paths.
     pub(crate) routes: Routes,
 }
@@ -58,7 +65,7 @@ pub struct Route {
     required: Vec<&'static str>,
     is_text_only: bool,
     is_change: bool,
-    handler: Box<dyn Fn(Request) -> Answering + Send + Sync>,
+    handler: Box<dyn Fn(Request) -> Handling + Send + Sync>,
 }
 
 /// The registered paths of one server or of several; clones are the same registry.
@@ -72,6 +79,14 @@ pub struct PathTaken {
     path: String,
 }
 
+impl Request {
+    /// Returns the path that was asked for, when the route of all other paths is called.
+    pub(crate) fn other_path(&self) -> Vec<u8> {
+        let path = self.unknown_path.clone();
+        path.unwrap_or_else(|| b"/".into())
+    }
+}
+
 impl Route {
     /// Makes a route that requires no parameter.
     pub fn new<F, A>(path: impl Into<String>, handler: F) -> Self
@@ -79,13 +94,23 @@ impl Route {
         F: Fn(Request) -> A + Send + Sync + 'static,
         A: Future<Output = Result<Reply, Failure>> + Send + 'static,
     {
+        Self::handled(path, move |request| {
+            Handling::Later(Box::pin(handler(request)))
+        })
+    }
+
+    /// Makes a route whose handler may have the answer at once.
+    pub(crate) fn handled(
+        path: impl Into<String>,
+        handler: impl Fn(Request) -> Handling + Send + Sync + 'static,
+    ) -> Self {
         Self {
             path: path.into(),
             template: "",
             required: Vec::new(),
             is_text_only: false,
             is_change: false,
-            handler: Box::new(move |request| Box::pin(handler(request))),
+            handler: Box::new(handler),
         }
     }
 
@@ -120,6 +145,11 @@ impl Route {
         }
     }
 
+    /// Returns the path.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Returns true when a request changes something.
     pub(crate) fn is_change(&self) -> bool {
         self.is_change
@@ -139,12 +169,13 @@ impl Route {
     }
 
     /// Calls the handler, unless a parameter is missing.
-    pub(crate) async fn call(&self, request: Request) -> Reply {
+    pub(crate) fn call(&self, request: Request) -> Handling {
         let is_missing = |name: &&str| request.params.get(name).is_none();
         if self.required.iter().any(is_missing) {
-            return Reply::missing(format!("{}?{}", self.path, self.template));
+            let usage = format!("{}?{}", self.path, self.template);
+            return Handling::Now(Ok(Reply::missing(usage)));
         }
-        (self.handler)(request).await.unwrap_or_else(Reply::failed)
+        (self.handler)(request)
     }
 }
 
@@ -184,16 +215,16 @@ impl Routes {
     pub(crate) fn find(&self, raw_path: &str, decoded_path: &[u8]) -> Option<Arc<Route>> {
         let routes = self.0.read();
         let slashes = |path: &[u8]| path.iter().filter(|&&byte| byte == b'/').count();
-        // An escaped slash is part of a name and never separates, so a path that gained slashes is unknown.
-        // An escape is three bytes for one.
-        let is_whole = raw_path.len() == decoded_path.len()
-            || slashes(raw_path.as_bytes()) == slashes(decoded_path);
-        str::from_utf8(decoded_path)
-            .ok()
-            .filter(|_| is_whole)
-            .and_then(|path| routes.get(path))
-            .or_else(|| routes.get("/"))
-            .cloned()
+        let path = if decoded_path == raw_path.as_bytes() {
+            Some(raw_path)
+        } else if slashes(decoded_path) == slashes(raw_path.as_bytes()) {
+            str::from_utf8(decoded_path).ok()
+        } else {
+            // An escaped slash is part of a name and never separates.
+            None
+        };
+        let route = path.and_then(|path| routes.get(path));
+        route.or_else(|| routes.get("/")).cloned()
     }
 }
 
@@ -202,9 +233,12 @@ fn is_clean(path: &str) -> bool {
     let Some(segments) = path.strip_prefix('/') else {
         return false;
     };
-    let Some((named, last)) = segments.rsplit_once('/') else {
-        return ![".", ".."].contains(&segments);
-    };
+    // A bad segment is empty or begins with a dot, and no other of Docker's paths has such a place.
+    let mut pairs = path.as_bytes().windows(2);
+    if !pairs.any(|pair| pair == b"//" || pair == b"/.") {
+        return true;
+    }
+    let (named, last) = segments.rsplit_once('/').unwrap_or(("named", segments));
     ![".", ".."].contains(&last) && !named.split('/').any(|name| ["", ".", ".."].contains(&name))
 }
 

@@ -1,23 +1,26 @@
 //! What happens to one request: limits, redirect, parameters, handler, reply, and one line in the log.
 
 use std::borrow::Cow;
+use std::future::{Future, Ready, ready};
+use std::mem;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::response::IntoResponse as _;
-use bytes::Bytes;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use hyper::http::request::Parts;
-use hyper::{Method, StatusCode};
+use hyper::{HeaderMap, Method, StatusCode, Uri};
 use parking_lot::RwLock;
 use tower_service::Service;
 
 use crate::access::{Access, Denied};
 use crate::body::Body;
 use crate::params::{Params, decode_path};
-use crate::reply::Format;
-use crate::routes::{Request, Route, Routes, cleaned};
+use crate::reply::{Format, Rendered, Reply};
+use crate::routes::{Handled, Handling, Request, Route, Routes, cleaned};
 use crate::upload::{UploadError, media_type, read};
 use crate::v1::Problem;
 use crate::{audit, web};
@@ -39,6 +42,12 @@ pub(crate) struct Site {
     pub(crate) access: Arc<RwLock<Arc<Access>>>,
 }
 
+/// What comes of a request. Most are answered at once; what is not is on the heap.
+pub(crate) enum Answering {
+    Now(Ready<Response>),
+    Later(Pin<Box<dyn Future<Output = Response> + Send>>),
+}
+
 /// A response and what the log says about it.
 struct Answered {
     method: Word,
@@ -50,8 +59,6 @@ struct Answered {
 enum Word {
     Plain(&'static str),
     Method(Method),
-    /// That of a route.
-    Of(Arc<Route>),
 }
 
 /// Why a request did not get as far as a handler.
@@ -60,101 +67,171 @@ struct Refused {
     reason: String,
 }
 
+/// What is done with a request to one of Docker's paths or of other layers.
+enum Admitted {
+    Call(Call),
+    Redirect(Answered),
+}
+
+/// A request that has a route.
+struct Call {
+    route: Arc<Route>,
+    unknown_path: Option<Vec<u8>>,
+    routes: Routes,
+}
+
 /// Answers one request.
-pub(crate) async fn answer(
+pub(crate) fn answer(
     site: &Site,
     request: hyper::Request<Incoming>,
     remote: SocketAddr,
-) -> Response {
-    let access = Arc::clone(&site.access.read());
-    let uri = request.uri().clone();
-    let is_web = web::owns(uri.path());
-    let answered = if is_web {
-        // On the heap, and so is a body: what most requests do not need would make the rest costly to move.
-        Box::pin(handle_web(site.web.clone(), &access, request)).await
-    } else {
-        handle(&site.routes, &access, request, remote).await
-    };
-    let answered = answered.unwrap_or_else(|refused| refused.into_answered(is_web));
-    audit::log(remote, answered.method.as_str(), &uri, &answered.outcome);
-    answered.response
+) -> Answering {
+    let (head, body) = request.into_parts();
+    if web::owns(head.uri.path()) {
+        return answer_web(site, hyper::Request::from_parts(head, body), remote);
+    }
+    match admit(site, &head) {
+        // Also a body that nobody needs is read, so that the next request on the connection is found.
+        Ok(Admitted::Call(call)) if !body.is_end_stream() => Answering::later(async move {
+            match read(body, BODY_BYTES_MAX).await {
+                Ok(body) => call.answer(head, &body, remote).await,
+                Err(error) => Refused::from(error).answer(&head.uri, remote).await,
+            }
+        }),
+        Ok(Admitted::Call(call)) => call.answer(head, b"", remote),
+        Ok(Admitted::Redirect(answered)) => Answering::now(answered.log(&head.uri, remote)),
+        Err(refused) => refused.answer(&head.uri, remote),
+    }
 }
 
 /// Answers one request with a status of its own.
-async fn handle_web(
-    mut web: axum::Router,
-    access: &Access,
-    request: hyper::Request<Incoming>,
-) -> Result<Answered, Refused> {
-    let (head, body) = request.into_parts();
-    access.check(&head, !web::is_page(head.uri.path()))?;
-    if !head.method.is_safe() {
-        access.check_change(&head)?;
-    }
-    let method = Word::Method(head.method.clone());
-    let response = match web.call(hyper::Request::from_parts(head, body)).await {
-        Ok(response) => response,
-        Err(never) => match never {},
-    };
-    Ok(Answered {
-        method,
-        outcome: response.status().as_str().to_owned().into(),
-        response: response.map(Body::streamed),
+fn answer_web(site: &Site, request: hyper::Request<Incoming>, remote: SocketAddr) -> Answering {
+    let access = Arc::clone(&site.access.read());
+    let mut web = site.web.clone();
+    Answering::later(async move {
+        let (uri, method) = (request.uri().clone(), request.method().clone());
+        let (head, body) = request.into_parts();
+        let is_open = web::is_page(head.uri.path());
+        let checked = access
+            .check(&head, !is_open)
+            .and_then(|()| match method.is_safe() {
+                true => Ok(()),
+                false => access.check_change(&head),
+            });
+        let answered = match checked {
+            Ok(()) => {
+                let answered = web.call(hyper::Request::from_parts(head, body)).await;
+                let response = answered.unwrap_or_else(|never| match never {});
+                Answered {
+                    method: Word::Method(method),
+                    outcome: response.status().as_str().to_owned().into(),
+                    response: response.map(Body::streamed),
+                }
+            }
+            Err(denied) => Refused::from(denied).into_answered(true),
+        };
+        answered.log(&uri, remote)
     })
 }
 
-async fn handle(
-    routes: &Routes,
-    access: &Access,
-    request: hyper::Request<Incoming>,
-    remote: SocketAddr,
-) -> Result<Answered, Refused> {
-    let (head, body) = request.into_parts();
-    let head = &head;
+/// Looks whether a request may be answered, and by which route.
+fn admit(site: &Site, head: &Parts) -> Result<Admitted, Refused> {
+    let access = site.access.read();
     access.check(head, true)?;
     let raw_path = head.uri.path();
     let path = decode_path(raw_path.as_bytes())
         .filter(|path| path.starts_with(b"/"))
         .ok_or_else(|| Refused::bad_request("bad path"))?;
     if let Some(clean) = cleaned(raw_path) {
-        return redirect(&clean, head);
+        return Ok(Admitted::Redirect(redirect(&clean, head)?));
     }
-    let route = routes
+    let route = site
+        .routes
         .find(raw_path, &path)
         .ok_or_else(|| Refused::bad_request("no endpoint is mounted"))?;
     if route.is_change() {
         access.check_change(head)?;
     }
-    // Also one that nobody needs, so that the next request on the connection is found.
-    let body = match body.is_end_stream() {
-        true => Bytes::new(),
-        false => Box::pin(read(body, BODY_BYTES_MAX)).await?,
-    };
-    let form = if has_form(head) { &body[..] } else { b"" };
-    let query = head.uri.query().unwrap_or_default();
-    let params = Params::parse(form, query.as_bytes()).map_err(Refused::bad_request)?;
-    let format = if route.is_text_only() {
-        Format::default()
-    } else {
-        params.format()
-    };
-    let reply = route
-        .call(Request {
+    let is_known = *path == *route.path().as_bytes();
+    Ok(Admitted::Call(Call {
+        unknown_path: (!is_known).then(|| path.into_owned()),
+        route,
+        routes: site.routes.clone(),
+    }))
+}
+
+impl Call {
+    /// Calls the handler.
+    fn answer(self, mut head: Parts, body: &[u8], remote: SocketAddr) -> Answering {
+        let form = if has_form(&head) { body } else { b"" };
+        let query = head.uri.query().unwrap_or_default();
+        let params = match Params::parse(form, query.as_bytes()) {
+            Ok(params) => params,
+            Err(error) => return Refused::bad_request(error).answer(&head.uri, remote),
+        };
+        let route = self.route;
+        let format = match route.is_text_only() {
+            true => Format::default(),
+            false => params.format(),
+        };
+        let handling = route.call(Request {
             params,
             remote,
-            path,
-            routes: routes.clone(),
-        })
-        .await;
-    let rendered = reply.render(format);
-    let mut response = Response::new(rendered.body);
-    let content_type = HeaderValue::from_static(rendered.content_type);
-    response.headers_mut().insert(CONTENT_TYPE, content_type);
-    Ok(Answered {
-        method: Word::Of(route),
-        outcome: reply.message().into(),
-        response,
-    })
+            unknown_path: self.unknown_path,
+            routes: self.routes,
+        });
+        let respond = move |head: &mut Parts, handled: Handled| {
+            let reply = handled.unwrap_or_else(Reply::failed);
+            audit::log(remote, route.method(), &head.uri, reply.message());
+            // The map that the headers of the request were in has room, and the library takes it back for the next one.
+            response(&reply, format, mem::take(&mut head.headers))
+        };
+        match handling {
+            Handling::Now(handled) => Answering::now(respond(&mut head, handled)),
+            Handling::Later(handled) => {
+                Answering::later(async move { respond(&mut head, handled.await) })
+            }
+        }
+    }
+}
+
+/// Writes a reply.
+fn response(reply: &Reply, format: Format, mut headers: HeaderMap) -> Response {
+    let Rendered { content_type, body } = reply.render(format);
+    headers.clear();
+    headers.insert(CONTENT_TYPE, content_type.clone());
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    response
+}
+
+impl Answering {
+    fn now(response: Response) -> Self {
+        Self::Now(ready(response))
+    }
+
+    fn later(answer: impl Future<Output = Response> + Send + 'static) -> Self {
+        Self::Later(Box::pin(answer))
+    }
+}
+
+impl Future for Answering {
+    type Output = Response;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
+        match self.get_mut() {
+            Self::Now(response) => Pin::new(response).poll(context),
+            Self::Later(answer) => answer.as_mut().poll(context),
+        }
+    }
+}
+
+impl Answered {
+    /// Writes the line of the log.
+    fn log(self, uri: &Uri, remote: SocketAddr) -> Response {
+        audit::log(remote, self.method.as_str(), uri, &self.outcome);
+        self.response
+    }
 }
 
 /// Returns true when the body is a form. Go looks for one in these three methods only.
@@ -220,7 +297,6 @@ impl Word {
         match self {
             Self::Plain(word) => word,
             Self::Method(method) => method.as_str(),
-            Self::Of(route) => route.method(),
         }
     }
 }
@@ -231,6 +307,11 @@ impl Refused {
             status: StatusCode::BAD_REQUEST,
             reason: reason.to_string(),
         }
+    }
+
+    /// Answers with the reason.
+    fn answer(self, uri: &Uri, remote: SocketAddr) -> Answering {
+        Answering::now(self.into_answered(false).log(uri, remote))
     }
 
     /// Makes the response; the connection ends with it, because the rest of the request may still be on its way.

@@ -1,23 +1,27 @@
 //! Endpoints about this server and its node, and the table of all built-in endpoints.
 
-use std::future::{Future, ready};
+use std::future::Future;
 
 use networkdb::NetworkId;
 use networkdb::node::NetworkDb;
 
 use crate::failure::Failure;
 use crate::reply::Reply;
-use crate::routes::{Request, Route, Routes};
+use crate::routes::{Handled, Handling, Request, Route, Routes};
 use crate::{cluster, entries};
 
 /// Mounts every built-in endpoint.
 pub(crate) fn mount(routes: &Routes, db: &NetworkDb) {
-    let read = |path: &str, handler: fn(&NetworkDb, &Request) -> Result<Reply, Failure>| {
+    let read = |path: &str, handler: fn(&NetworkDb, &Request) -> Handled| {
         let db = db.clone();
-        Route::new(path, move |request| ready(handler(&db, &request)))
+        Route::handled(path, move |request| Handling::Now(handler(&db, &request)))
+    };
+    let entry = |path: &str, handler: fn(&NetworkDb, &Request) -> Handling| {
+        let db = db.clone();
+        Route::handled(path, move |request| handler(&db, &request)).changes()
     };
     for route in [
-        read("/", |_, request| Ok(Reply::unknown(request.path.clone()))),
+        read("/", |_, request| Ok(Reply::unknown(request.other_path()))),
         read("/help", |_, request| Ok(help(&request.routes))),
         read("/ready", |_, _| Ok(Reply::info("OK"))),
         write(db, "/join", cluster::join).requires(cluster::MEMBERS),
@@ -26,9 +30,9 @@ pub(crate) fn mount(routes: &Routes, db: &NetworkDb) {
         write(db, "/leavenetwork", cluster::leave_network).requires(cluster::NETWORK),
         read("/clusterpeers", |db, _| Ok(cluster::cluster_peers(db))),
         read("/networkpeers", cluster::network_peers).requires(cluster::PEERS),
-        write(db, "/createentry", entries::create).requires(entries::WRITE),
-        write(db, "/updateentry", entries::update).requires(entries::WRITE),
-        write(db, "/deleteentry", entries::delete).requires(entries::KEY),
+        entry("/createentry", entries::create).requires(entries::WRITE),
+        entry("/updateentry", entries::update).requires(entries::WRITE),
+        entry("/deleteentry", entries::delete).requires(entries::KEY),
         read("/getentry", entries::get).requires(entries::KEY),
         read("/gettable", entries::table).requires(entries::TABLE),
         wait(db, "/networkstats", network_stats).requires(cluster::PEERS),

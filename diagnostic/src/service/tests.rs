@@ -140,7 +140,7 @@ async fn missing_parameter_shows_the_usage() {
 #[tokio::test]
 async fn route_of_another_layer_is_answered_while_the_server_runs() {
     let server = start().await;
-    let late = Route::new("/late", |_| std::future::ready(Ok(Reply::text("late\n"))));
+    let late = Route::new("/late", |_| ready(Ok(Reply::text("late\n"))));
     server.running.routes().register(late).unwrap();
     let reply = server
         .exchange(&format!("GET {}", request("/late?json", "", "")))
@@ -359,8 +359,8 @@ struct Received {
 
 async fn start() -> Started {
     let server = Server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let unknown = |request: Request| std::future::ready(Ok(Reply::unknown(request.path)));
-    let echo = |request: Request| std::future::ready(request.params.text("key").map(Reply::info));
+    let unknown = |request: Request| ready(Ok(Reply::unknown(request.other_path())));
+    let echo = |request: Request| ready(request.params.text("key").map(Reply::info));
     server.routes().mount(Route::new("/", unknown));
     server
         .routes()
@@ -373,7 +373,7 @@ async fn start() -> Started {
     let called = Arc::clone(&calls);
     let change = Route::new("/change", move |_| {
         called.fetch_add(1, Ordering::Relaxed);
-        std::future::ready(Ok(Reply::done()))
+        ready(Ok(Reply::done()))
     });
     server.routes().mount(change.changes());
     Started {
