@@ -1,5 +1,5 @@
-//! The servers that are asked: a node's, a bare one of the same library, one that hands each request on to a task, and one
-//! that makes the node's write for each request and nothing else.
+//! The servers that are asked: a node's, a bare one of the same library, and one that makes the node's write for each request
+//! and nothing else.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,9 +28,6 @@ use super::drive::stay_on;
 use super::{ENTRIES, NETWORK, TABLE};
 use crate::bench::cluster;
 use crate::bench::load::Load;
-
-/// Requests that wait for the other task, as many as wait for a node's engine.
-const WAITING: usize = 1_024;
 
 /// Starts to listen on a runtime, which has one thread.
 pub(super) type Listen = fn(&Runtime) -> Result<SocketAddr>;
@@ -129,28 +126,6 @@ pub(super) fn writing(runtime: &Runtime) -> Result<SocketAddr> {
 /// Answers `OK` to everything.
 pub(super) fn bare(runtime: &Runtime) -> Result<SocketAddr> {
     listen(runtime, || std::future::ready("OK\n"))
-}
-
-/// The same after one other task, the same for all requests, has had each of them: what any server costs whose state
-/// belongs to a task.
-pub(super) fn handing_on(runtime: &Runtime) -> Result<SocketAddr> {
-    let (sender, mut receiver) = tokio::sync::mpsc::channel(WAITING);
-    runtime.spawn(async move {
-        while let Some(asked) = receiver.recv().await {
-            let asked: oneshot::Sender<&'static str> = asked;
-            // The client is gone when this fails.
-            let _gone = asked.send("OK\n");
-        }
-    });
-    listen(runtime, move || {
-        let sender = sender.clone();
-        async move {
-            let (to, answer) = oneshot::channel();
-            // Fails together with the answer, when the runtime ends.
-            drop(sender.send(to).await);
-            answer.await.unwrap_or("gone\n")
-        }
-    })
 }
 
 fn listen<F, A>(runtime: &Runtime, answer: F) -> Result<SocketAddr>
