@@ -46,7 +46,7 @@ pub(crate) struct Consistency {
     digest: String,
     /// SHA-256 over what readers of this node saw of the table that was asked for when the check ended: its entries in the order of
     /// their keys, each as the length of the key (8 bytes, big-endian), the key, and the same of the value. Absent without such a
-    /// table, and when it holds more than 50 000 records.
+    /// table, and when it holds more than 50 000 records or 16 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(required = false, nullable = false, pattern = "^[0-9a-f]{64}$")]
     hash: Option<String>,

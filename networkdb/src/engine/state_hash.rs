@@ -16,7 +16,9 @@ use super::table::Table;
 use crate::id::TableName;
 
 /// Records of a table that is hashed: the engine does nothing else meanwhile, some 0.1 s at most.
-pub(crate) const HASHED_RECORDS_MAX: usize = 50_000;
+const HASHED_RECORDS_MAX: usize = 50_000;
+/// Bytes of keys and values of a table that is hashed. They are copied, to be sorted.
+const HASHED_BYTES_MAX: usize = 16 << 20;
 
 /// What readers see of a table, hashed: 32 bytes, written as 64 hex digits.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -29,24 +31,29 @@ impl fmt::Display for StateHash {
 }
 
 impl StateHash {
-    /// Hashes a table, unless it holds more records than are hashed.
+    /// Hashes a table, unless it holds more than is hashed.
     pub(crate) fn of(network: &NetworkTables, table: &TableName) -> Option<Self> {
         match network.table(table) {
-            Some(table) => Self::of_table(&table, HASHED_RECORDS_MAX),
+            Some(table) => Self::of_table(&table, HASHED_RECORDS_MAX, HASHED_BYTES_MAX),
             None => Some(Self::of_entries(&[])),
         }
     }
 
-    fn of_table(table: &Table, records_max: usize) -> Option<Self> {
+    pub(super) fn of_table(table: &Table, records_max: usize, bytes_max: usize) -> Option<Self> {
         if table.len() > records_max {
             return None;
         }
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         table.walk(|record| {
-            if let Some(value) = record.value() {
+            let Some(value) = record.value() else { return };
+            bytes += record.key().len() + value.len();
+            if bytes <= bytes_max {
                 entries.push((record.key().to_owned(), value.to_vec()));
             }
         });
+        if bytes > bytes_max {
+            return None;
+        }
         entries.sort_unstable();
         Some(Self::of_entries(&entries))
     }

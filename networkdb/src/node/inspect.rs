@@ -74,7 +74,7 @@ impl NetworkDb {
     }
 
     /// Returns a hash of what readers see of a table, the same on all nodes on which they see the same. `None` when this node is
-    /// not attached to the network, or the table holds more than 50 000 records.
+    /// not attached to the network, or the table holds more than 50 000 records or 16 MiB.
     #[must_use]
     pub fn state_hash(&self, network: &NetworkId, table: &TableName) -> Option<StateHash> {
         let network = self.store.network(network)?;

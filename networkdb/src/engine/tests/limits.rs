@@ -202,3 +202,20 @@ fn a_push_pull_with_a_poisoned_clock_is_refused_and_counted() {
         "its records are not taken"
     );
 }
+
+#[test]
+fn a_table_is_hashed_up_to_so_many_records_and_bytes() {
+    let (mut engine, now) = engine();
+    engine.join_network(&network(), now).expect("not joined");
+    for key in ["k1", "k2"] {
+        create(&mut engine, key, "12345678", now).expect("there is room");
+    }
+    let network = engine.store().network(&network()).expect("joined");
+    let name = place("k1").0;
+    let table = network.table(&name).expect("written to");
+    let hash = StateHash::of(&network, &name);
+    assert!(hash.is_some());
+    assert_eq!(StateHash::of_table(&table, 2, 20), hash);
+    assert_eq!(StateHash::of_table(&table, 1, 20), None);
+    assert_eq!(StateHash::of_table(&table, 2, 19), None);
+}
