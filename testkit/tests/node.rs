@@ -10,7 +10,7 @@ use networkdb::node::{
     CheckError, CheckOutcome, NetworkDb, NodeConfig, ReadError, StartError, WatchEvent,
     WatchFilter, Write, WriteAction,
 };
-use networkdb::{Config, GossipKey, Key, Keyring, NetworkId, NodeId, TableName};
+use networkdb::{Config, GossipKey, Key, Keyring, NetworkId, NodeId, TableName, WriteError};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
@@ -558,9 +558,14 @@ async fn a_write_on_the_spot_is_pushed_like_any_other_and_refused_by_a_closed_no
     // Nothing else runs between this and the last await, so the node is free.
     let made = first.try_perform(put("k")).expect("the node is free");
     made.expect("this node is attached");
-    assert!(first.entry(&network(), &table(), &key("k")).is_ok());
+    let value = |node: &NetworkDb, name: &str| {
+        let entry = node.entry(&network(), &table(), &key(name));
+        entry.map(|entry| entry.value)
+    };
+    let written = Ok(Bytes::from_static(b"value"));
+    assert_eq!(value(&first, "k"), written);
     wait_for("the entry is on the other node", || {
-        second.entry(&network(), &table(), &key("k")).is_ok()
+        value(&second, "k") == written
     })
     .await;
     let refused = Write {
@@ -568,10 +573,10 @@ async fn a_write_on_the_spot_is_pushed_like_any_other_and_refused_by_a_closed_no
         ..put("k")
     };
     let refused = first.try_perform(refused).expect("the node is free");
-    refused.expect_err("this node is not attached there");
+    assert!(matches!(refused, Err(WriteError::NotAttached { .. })));
     first.close().await;
     assert_eq!(first.try_perform(put("late")), Err(put("late")));
-    assert!(first.entry(&network(), &table(), &key("late")).is_err());
+    assert_eq!(value(&first, "late"), Err(ReadError::Absent));
     second.close().await;
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`NetworkDb::start`] binds one UDP and one TCP socket on the same port and spawns the driver, the task that drives the
 //! engine. The handle is cheap to clone; it sends commands to the driver and reads tables and members directly, so that a
-//! read never waits for the protocol; a write is made directly, too, when the engine is free. All handles dropped, or [`NetworkDb::close`] called: the node leaves and stops.
+//! read never waits for the protocol; a write is made directly, too, when the engine is free. All handles dropped, or
+//! [`NetworkDb::close`] called: the node leaves and stops.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -88,29 +88,17 @@ pub(crate) fn log_progress(network: &NetworkId, progress: &JoinProgress) {
 mod tests {
     use bytes::Bytes;
 
+    use super::super::shared::tests::{attached, network};
     use super::*;
-    use crate::config::Config;
-    use crate::engine::Identity;
-    use crate::id::{Generation, Key, LamportTime, NodeId, TableName};
+    use crate::id::{Key, TableName};
 
     #[test]
     fn a_line_tells_peers_entries_and_queue_of_a_network() {
         let now = super::super::driver::now();
-        let identity = Identity {
-            node: NodeId::new("n1").unwrap(),
-            advertise: ([127, 0, 0, 1], 1).into(),
-            generation: Generation(1),
-            epoch: 1,
-            network_time: LamportTime(0),
-            table_time: LamportTime(0),
-            attachments: Vec::new(),
-        };
-        let mut engine = Engine::new(Config::lan().check().unwrap(), &identity, 1, now);
-        let network = NetworkId::new("net1").unwrap();
-        engine.join_network(&network, now).unwrap();
+        let mut engine = attached();
         let (table, key) = (TableName::new("t").unwrap(), Key::new("k").unwrap());
         engine
-            .create_entry(&network, &table, &key, Bytes::from_static(b"v"), now)
+            .create_entry(&network(), &table, &key, Bytes::from_static(b"v"), now)
             .unwrap();
         let mut report = Report::new("host", Duration::from_secs(300), now);
         assert_eq!(

@@ -2,8 +2,8 @@
 //!
 //! The driver holds it while it handles an input, and never while it waits. A write that finds nobody holding it, and nothing
 //! that waits for the driver, is made by the caller on the spot; the driver is told when it has to do something about it.
-//! Handing the write to the driver's task and waiting for the answer costs more than the write does. It happens when
-//! the engine is not free, so that writes keep their turn.
+//! Handing the write to the driver's task and waiting for the answer costs more than the write does. It happens when the
+//! engine is not free, so that writes keep their turn.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -80,7 +80,7 @@ impl SharedEngine {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use bytes::Bytes;
@@ -91,12 +91,12 @@ mod tests {
     use crate::engine::{Identity, WriteAction};
     use crate::id::{Generation, Key, LamportTime, NetworkId, NodeId, TableName};
 
-    fn network() -> NetworkId {
-        NetworkId::new("net").unwrap()
+    pub(crate) fn network() -> NetworkId {
+        NetworkId::new("net1").unwrap()
     }
 
     /// An engine attached to the network, with nothing left to do.
-    fn shared() -> Arc<SharedEngine> {
+    pub(crate) fn attached() -> Engine {
         let identity = Identity {
             node: NodeId::new("n1").unwrap(),
             advertise: ([127, 0, 0, 1], 1).into(),
@@ -109,7 +109,11 @@ mod tests {
         let mut engine = Engine::new(Config::lan().check().unwrap(), &identity, 1, now());
         engine.join_network(&network(), now()).unwrap();
         while engine.poll_output().is_some() {}
-        Arc::new(SharedEngine::new(engine))
+        engine
+    }
+
+    fn shared() -> Arc<SharedEngine> {
+        Arc::new(SharedEngine::new(attached()))
     }
 
     fn put(number: usize) -> Write {
