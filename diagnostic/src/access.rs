@@ -129,16 +129,14 @@ impl Access {
                 site.get_or_insert(value);
             }
         }
-        let text = |value: &'_ HeaderValue| value.to_str().unwrap_or("?").to_owned();
-        if let Some(site) = site.map(text)
-            && !["same-origin", "none"].contains(&site.as_str())
-        {
+        let site = site.map_or("none", text);
+        if !["same-origin", "none"].contains(&site) {
             return Err(Denied::forbidden(format!(
                 "a page of another site asks for a change (Sec-Fetch-Site: {site})"
             )));
         }
         let host = || head.headers.get(HOST).and_then(|host| host.to_str().ok());
-        let is_own = |origin: &String| {
+        let is_own = |origin: &str| {
             let authority = origin.split_once("://").map(|(_, authority)| authority);
             authority.is_some_and(|it| host().is_some_and(|host| it.eq_ignore_ascii_case(host)))
         };
@@ -216,12 +214,14 @@ impl Denied {
     }
 }
 
+/// Returns the value of a header as text, something that is never allowed when it is none.
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or("?")
+}
+
 /// Returns the host that a request names, without port; none when it names none, as old clients do and no browser does.
 fn host_of(head: &Parts) -> Option<&str> {
-    let header = head
-        .headers
-        .get(HOST)
-        .map(|host| host.to_str().unwrap_or("?"));
+    let header = head.headers.get(HOST).map(text);
     let host = header.or_else(|| head.uri.host())?;
     let port = host.rfind(':').filter(|at| !host[*at..].contains(']'));
     Some(port.map_or(host, |at| &host[..at]))

@@ -228,18 +228,12 @@ impl Routes {
     }
 }
 
-/// Whether a path is as [`cleaned`] would make it. Nearly all are.
+/// Whether a path is as [`cleaned`] would make it. Nearly all are, and need no second path to be made: a segment that has to
+/// go is empty or begins with a dot.
 fn is_clean(path: &str) -> bool {
-    let Some(segments) = path.strip_prefix('/') else {
-        return false;
-    };
-    // A bad segment is empty or begins with a dot, and no other of Docker's paths has such a place.
     let mut pairs = path.as_bytes().windows(2);
-    if !pairs.any(|pair| pair == b"//" || pair == b"/.") {
-        return true;
-    }
-    let (named, last) = segments.rsplit_once('/').unwrap_or(("named", segments));
-    ![".", ".."].contains(&last) && !named.split('/').any(|name| ["", ".", ".."].contains(&name))
+    let is_suspect = !path.starts_with('/') || pairs.any(|pair| pair == b"//" || pair == b"/.");
+    !is_suspect || clean_form(path) == path
 }
 
 /// Returns the clean form of a path that has empty, `.` or `..` segments; none when it is clean.

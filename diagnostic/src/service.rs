@@ -88,7 +88,7 @@ pub(crate) fn answer(
 ) -> Answering {
     let (head, body) = request.into_parts();
     if web::owns(head.uri.path()) {
-        return answer_web(site, hyper::Request::from_parts(head, body), remote);
+        return answer_web(site, head, body, remote);
     }
     match admit(site, &head) {
         // Also a body that nobody needs is read, so that the next request on the connection is found.
@@ -105,12 +105,11 @@ pub(crate) fn answer(
 }
 
 /// Answers one request with a status of its own.
-fn answer_web(site: &Site, request: hyper::Request<Incoming>, remote: SocketAddr) -> Answering {
+fn answer_web(site: &Site, head: Parts, body: Incoming, remote: SocketAddr) -> Answering {
     let access = Arc::clone(&site.access.read());
     let mut web = site.web.clone();
     Answering::later(async move {
-        let (uri, method) = (request.uri().clone(), request.method().clone());
-        let (head, body) = request.into_parts();
+        let (uri, method) = (head.uri.clone(), head.method.clone());
         let is_open = web::is_page(head.uri.path());
         let checked = access
             .check(&head, !is_open)
