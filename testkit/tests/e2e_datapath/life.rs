@@ -1,9 +1,22 @@
 //! Agents and hosts that end, restart and return, containers that move, and gossip that is cut off.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use super::*;
 
 /// How often containers are asked while something happens.
 const PERIOD: Duration = Duration::from_millis(2);
+
+/// The host of three that runs a task.
+fn host_of(round: u8) -> usize {
+    usize::from(round % 3) + 1
+}
+
+/// The address of a task, which is soon that of another one.
+fn address_of(round: u8) -> IpAddr {
+    IpAddr::from([10, 0, 1, 100 + round % 5])
+}
 
 /// A bed with a container on each host, and an echo in each.
 fn populated(name: &str, count: u8, subnet: u8, args: &[&str]) -> Result<Option<Populated>> {
@@ -48,6 +61,30 @@ impl Populated {
         report["segments"][0]["fdb"]
             .as_u64()
             .context("a number of rows")
+    }
+
+    /// Addresses of remote endpoints in the kernel of a host.
+    fn neighbours(&self, host: usize) -> Result<BTreeSet<IpAddr>> {
+        let rows = self
+            .bed
+            .meddle(host, "ov1", "ip neigh show nud permanent")?;
+        rows.lines()
+            .map(|row| Ok(row.split(' ').next().unwrap_or_default().parse()?))
+            .collect()
+    }
+
+    /// Addresses that the kernel of a host should have: those of containers and tasks elsewhere.
+    fn remote(&self, host: usize, tasks: Range<u8>) -> Result<BTreeSet<IpAddr>> {
+        let mut addresses: BTreeSet<_> = tasks
+            .filter(|&round| host_of(round) != host)
+            .map(address_of)
+            .collect();
+        for (other, container) in (1..).zip(&self.containers) {
+            if other != host {
+                addresses.extend([container.ip(0)?, container.ip(1)?]);
+            }
+        }
+        Ok(addresses)
     }
 
     fn state(&self, host: usize) -> Result<String> {
@@ -188,31 +225,28 @@ fn links_that_flap_leave_no_address_behind() -> Result<()> {
     };
     fault(&net.bed.hosts, "delay=50ms jitter=100ms loss=1% seed=50551")?;
     for round in 0..20_u8 {
-        let host = usize::from(round % 3) + 1;
-        let name = format!("task-{round}");
-        let target = format!("/v1/datapath/ov1/endpoints/{name}");
-        let body = format!(
-            "{{\"address\":\"10.0.1.{}/24\",\"mac\":\"02:42:0a:00:01:{round:02x}\"}}",
-            100 + round % 5
-        );
+        let host = host_of(round);
+        let target = format!("/v1/datapath/ov1/endpoints/task-{round}");
+        let address = address_of(round);
+        let body =
+            format!("{{\"address\":\"{address}/24\",\"mac\":\"02:42:0a:00:01:{round:02x}\"}}");
         ensure!(net.bed.send(host, "PUT", &target, &body)?.status == 204);
         if let Some(old) = round.checked_sub(3) {
             // The host that wrote it, as a scheduler replaces a task.
-            let host = usize::from(old % 3) + 1;
+            let host = host_of(old);
             let target = format!("/v1/datapath/ov1/endpoints/task-{old}");
             ensure!(net.bed.send(host, "DELETE", &target, "")?.status == 204);
         }
         thread::sleep(Duration::from_millis(100));
     }
     for host in 1..=3 {
-        until("three tasks and two containers to be left", SOON, || {
-            let report = net.bed.report(host, "ov1")?;
-            let neighbours = report["segments"][0]["neighbours"].as_u64();
-            // Two remote containers with two addresses each, and the tasks of the two other hosts.
-            Ok(neighbours == Some(4 + 2) && net.bed.differs(host, "ov1")? == 0)
-        })?;
-        let neighbours = net.bed.meddle(host, "ov1", "ip neigh show nud permanent")?;
-        ensure!(neighbours.lines().count() == 6, "{neighbours}");
+        let expected = net.remote(host, 17..20)?;
+        let mut found = BTreeSet::new();
+        until("the last tasks and the containers to be left", SOON, || {
+            found = net.neighbours(host)?;
+            Ok(found == expected && net.bed.differs(host, "ov1")? == 0)
+        })
+        .with_context(|| format!("host {host} has {found:?} in place of {expected:?}"))?;
     }
     Ok(())
 }
