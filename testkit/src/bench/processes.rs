@@ -13,13 +13,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::figure::{Figure, Unit};
 use super::load::{Load, VALUE_BYTES};
-use super::{Mode, Report, Row};
+use super::{Mode, Report, Row, http};
 use crate::e2e::agent::{Agent, write_target};
 use crate::e2e::http::{Connection, encode};
 use crate::e2e::process::now;
 
 /// How the figures are told from those of one process.
-const WHO: &str = "processes";
+pub(super) const WHO: &str = "processes";
 const PLACE: (&str, &str) = ("bench", "table");
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -47,6 +47,11 @@ pub(super) const ROWS: &[Row] = &[
         name: "join",
         about: "a process joins a network of 100 k entries",
         run: join,
+    },
+    Row {
+        name: "http",
+        about: "requests a second of an agent that logs each of them, on one core",
+        run: http::agents,
     },
 ];
 

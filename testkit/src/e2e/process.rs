@@ -122,6 +122,17 @@ impl Process {
         Ok(status.and_then(|status| status.code()))
     }
 
+    /// Returns the CPU time of all its threads, to a hundredth of a second (`utime` and `stime` of proc(5)).
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The second field is the program's name in brackets, which may have spaces.
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let fields = rest.split(' ').skip(11).take(2).map(str::parse::<u64>);
+        let ticks = fields.sum::<Result<u64, _>>()?;
+        let second = rustix::param::clock_ticks_per_second();
+        Ok(Duration::from_secs(1) * u32::try_from(ticks)? / u32::try_from(second)?)
+    }
+
     /// Returns the memory that the process holds, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;

@@ -1,6 +1,7 @@
 //! Requests a second against the diagnostic server, next to bare servers of the same library.
 //!
-//! The node and its server have one thread and one processor, `wrk` has another; each connection sends its next request
+//! The server is that of a program which keeps no log, as the bare ones keep none; over real processes it is that of an
+//! agent, which writes a line for each request. The node and its server have one thread and one processor, `wrk` has another; each connection sends its next request
 //! when it has the answer. The servers are asked by turns, so that a busy moment of the machine meets all of them, and a
 //! bare server is asked for the very targets of the one it is compared with. The server's own CPU time for a request
 //! stands beside each rate: where the shares of the rates are better than those of the times, the clients were the limit.
@@ -11,10 +12,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::figure::{Figure, Unit};
 use super::load::Load;
+use super::processes::WHO;
 use super::{Mode, Report};
 use crate::e2e::http::{self, encode};
 use drive::{Cores, Driver, Targets};
-use servers::{Listen, Served};
+use servers::{Served, Start};
 
 mod drive;
 mod servers;
@@ -29,7 +31,7 @@ const SHARE_MIN: f64 = 80.0;
 /// One server and what it is asked for.
 struct Subject {
     what: &'static str,
-    listen: Listen,
+    start: Start,
     targets: Targets,
     turns: Vec<Turn>,
 }
@@ -51,20 +53,9 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         Subject::new("bare, making the write", servers::writing, writes()),
         Subject::new("create of an entry", servers::node, writes()),
     ];
-    let time = mode.pick(Duration::from_secs(1), Duration::from_secs(2));
-    for _ in 0..mode.pick(3, 11) {
-        for subject in &mut subjects {
-            let turn = subject.turn(driver, cores, time);
-            let turn = turn.with_context(|| subject.what.to_owned())?;
-            subject.turns.push(turn);
-        }
-    }
+    ask(mode, driver, cores, &mut subjects)?;
     let [bare, get, writing, create] = &subjects;
-    let pinned = match cores {
-        Some(Cores { server, clients }) => format!("server on CPU {server}, clients on {clients}"),
-        None => "server and clients on one CPU".to_owned(),
-    };
-    let how = format!("asked by {}; {pinned}; by turns", driver.name());
+    let how = how(driver, cores);
     report.add(bare.rate(driver).note(how));
     report.add(bare.cpu());
     report.add(get.rate(driver).median_at_least(40_000.0));
@@ -80,6 +71,50 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
         "a bare server answers OK and writes nothing; one that makes the same write shows what is left to a server of this engine",
     ));
     Ok(())
+}
+
+/// The same of an agent, which writes a line of its log for each request.
+pub(super) fn agents(mode: Mode, report: &mut Report) -> Result<()> {
+    let driver = Driver::found();
+    let cores = Cores::found()?;
+    let mut subjects = [
+        Subject::new("bare hyper server", servers::bare, reads()),
+        Subject::new("get of an entry", servers::agent, reads()),
+        Subject::new("create of an entry", servers::agent, writes()),
+    ];
+    ask(mode, driver, cores, &mut subjects)?;
+    let [bare, get, create] = &subjects;
+    let add = |report: &mut Report, figure: Figure| report.add(figure.who(WHO));
+    add(report, bare.rate(driver).note(how(driver, cores)));
+    add(report, bare.cpu());
+    for (subject, rate_min) in [(get, 40_000.0), (create, 25_000.0)] {
+        add(report, subject.rate(driver).median_at_least(rate_min));
+        add(report, subject.cpu());
+        let share = subject.share_of(bare);
+        add(report, share.median_at_least(SHARE_MIN));
+    }
+    Ok(())
+}
+
+/// Asks all by turns.
+fn ask(mode: Mode, driver: Driver, cores: Option<Cores>, subjects: &mut [Subject]) -> Result<()> {
+    let time = mode.pick(Duration::from_secs(1), Duration::from_secs(2));
+    for _ in 0..mode.pick(3, 11) {
+        for subject in &mut *subjects {
+            let turn = subject.turn(driver, cores, time);
+            let turn = turn.with_context(|| subject.what.to_owned())?;
+            subject.turns.push(turn);
+        }
+    }
+    Ok(())
+}
+
+fn how(driver: Driver, cores: Option<Cores>) -> String {
+    let pinned = match cores {
+        Some(Cores { server, clients }) => format!("server on CPU {server}, clients on {clients}"),
+        None => "server and clients on one CPU".to_owned(),
+    };
+    format!("asked by {}; {pinned}; by turns", driver.name())
 }
 
 /// Asks for the entries that a node has from the start.
@@ -105,10 +140,10 @@ fn writes() -> Targets {
 }
 
 impl Subject {
-    fn new(what: &'static str, listen: Listen, targets: Targets) -> Self {
+    fn new(what: &'static str, start: Start, targets: Targets) -> Self {
         Self {
             what,
-            listen,
+            start,
             targets,
             turns: Vec::new(),
         }
@@ -116,7 +151,7 @@ impl Subject {
 
     /// Asks a new server for a while.
     fn turn(&self, driver: Driver, cores: Option<Cores>, time: Duration) -> Result<Turn> {
-        let served = Served::start(self.listen, cores.map(|cores| cores.server))?;
+        let served = (self.start)(cores.map(|cores| cores.server))?;
         // `wrk` sees the status of an answer only, which is 200 for a failure too.
         let number = usize::try_from(u32::MAX / 8)?;
         let first = http::get(served.addr, &self.targets.target(number))?;
@@ -132,8 +167,7 @@ impl Subject {
 
     /// Makes sure that a node has what it said it has taken.
     fn check(&self, served: &Served, answers: u32) -> Result<()> {
-        let is_node = std::ptr::fn_addr_eq(self.listen, servers::node as Listen);
-        if !is_node || matches!(self.targets, Targets::Cycle(_)) {
+        if !served.is_node || matches!(self.targets, Targets::Cycle(_)) {
             return Ok(());
         }
         let target = format!("/networkstats?nid={NETWORK}");

@@ -1,9 +1,11 @@
-//! The servers that are asked: a node's, a bare one of the same library, and one that makes the node's write for each request
-//! and nothing else.
+//! The servers that are asked: a node's, a bare one of the same library, one that makes the node's write for each request
+//! and nothing else, and that of an agent as people run it.
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -24,51 +26,67 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
-use super::drive::stay_on;
+use super::drive::{is_good, stay_on};
 use super::{ENTRIES, NETWORK, TABLE};
 use crate::bench::cluster;
-use crate::bench::load::Load;
+use crate::bench::load::{Load, VALUE_BYTES};
+use crate::e2e::agent::{Agent, write_target};
+use crate::e2e::http::Connection;
+use crate::e2e::process::{Process, binary};
 
-/// Starts to listen on a runtime, which has one thread.
-pub(super) type Listen = fn(&Runtime) -> Result<SocketAddr>;
+/// Starts a server, on one processor if any is named.
+pub(super) type Start = fn(Option<usize>) -> Result<Served>;
 
-/// A server on a thread of its own.
+/// Gives the CPU time that a server took since it was ready.
+type End = Box<dyn FnOnce() -> Result<Duration>>;
+
+/// A server that is ready.
 pub(super) struct Served {
     pub(super) addr: SocketAddr,
-    stop: oneshot::Sender<()>,
-    /// Gives the CPU time of the thread when it has ended.
-    thread: thread::JoinHandle<Result<Duration>>,
+    /// It can tell how many entries it has.
+    pub(super) is_node: bool,
+    end: End,
 }
 
 impl Served {
     /// Runs what `listen` starts on a thread of its own, on one processor.
-    pub(super) fn start(listen: Listen, cpu: Option<usize>) -> Result<Self> {
-        let (stop, stopped) = oneshot::channel();
+    fn on_thread(
+        listen: impl FnOnce(&Runtime) -> Result<SocketAddr> + Send + 'static,
+        cpu: Option<usize>,
+    ) -> Result<Self> {
+        let (stop, stopped) = oneshot::channel::<()>();
         let (sender, addr) = mpsc::channel();
         let thread = thread::spawn(move || {
             stay_on(cpu)?;
             let runtime = Builder::new_current_thread().enable_all().build()?;
             sender.send(listen(&runtime)?)?;
             let before = thread_time();
-            // The clients are done when this ends, however it does.
+            // Ends when the sender goes: the clients are done.
             drop(runtime.block_on(stopped));
             Ok(thread_time() - before)
         });
-        match addr.recv() {
-            Ok(addr) => Ok(Self { addr, stop, thread }),
+        let addr = addr.recv();
+        let end = move || {
+            drop(stop);
+            let ended = thread.join();
+            ended.map_err(|_| anyhow::anyhow!("the server panicked"))?
+        };
+        match addr {
+            Ok(addr) => Ok(Self {
+                addr,
+                is_node: false,
+                end: Box::new(end),
+            }),
             Err(_) => {
-                let ended = thread.join();
-                ended.map_err(|_| anyhow::anyhow!("the server panicked"))??;
+                end()?;
                 anyhow::bail!("the server ended without an address")
             }
         }
     }
 
-    /// Ends it and returns the CPU time that it took since it listened.
+    /// Ends it and returns the CPU time that it took since it was ready.
     pub(super) fn end(self) -> Result<Duration> {
-        ensure!(self.stop.send(()).is_ok(), "the server has ended");
-        let ended = self.thread.join();
-        ended.map_err(|_| anyhow::anyhow!("the server panicked"))?
+        (self.end)()
     }
 }
 
@@ -82,12 +100,59 @@ fn thread_time() -> Duration {
     )
 }
 
-/// A node alone with its diagnostic server.
-pub(super) fn node(runtime: &Runtime) -> Result<SocketAddr> {
-    runtime.block_on(async {
-        let (node, _, _) = filled().await?;
-        let server = Server::bind(([127, 0, 0, 1], 0).into()).await?;
-        Ok(server.serve(node).local_addr())
+/// A node alone with its diagnostic server, in a program that keeps no log.
+pub(super) fn node(cpu: Option<usize>) -> Result<Served> {
+    let listen = |runtime: &Runtime| {
+        runtime.block_on(async {
+            let (node, _, _) = filled().await?;
+            let server = Server::bind(([127, 0, 0, 1], 0).into()).await?;
+            Ok(server.serve(node).local_addr())
+        })
+    };
+    Ok(Served {
+        is_node: true,
+        ..Served::on_thread(listen, cpu)?
+    })
+}
+
+/// An agent as people run it, whose log goes to a file: a line for each request.
+pub(super) fn agent(cpu: Option<usize>) -> Result<Served> {
+    let log = tempfile::NamedTempFile::new()?;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"exec "$0" "$@" 2>"$LOG""#])
+        .arg(binary()?)
+        .args(["agent", "--bind-addr", "127.0.0.1", "--bind-port", "0"])
+        .args(["--network-diagnostic-port", "0", "--network", NETWORK])
+        .env("LOG", log.path());
+    // A process is where the thread is that starts it.
+    let process = thread::scope(|scope| {
+        let started = scope.spawn(|| {
+            stay_on(cpu)?;
+            Process::start_command(command)
+        });
+        started.join()
+    });
+    let process = process.map_err(|_| anyhow::anyhow!("no thread for the agent"))??;
+    let agent = Agent::started("", process)?;
+    let mut connection = Connection::open(agent.diagnostic)?;
+    let (mut load, value) = (Load::new(16), "v".repeat(VALUE_BYTES));
+    for _ in 0..ENTRIES {
+        let (key, _) = load.entry();
+        let target = write_target("createentry", (NETWORK, TABLE), key.as_str(), &value);
+        let reply = connection.get(&target)?;
+        ensure!(is_good(&reply.body), "answered {}", reply.body);
+    }
+    let before = agent.process.cpu_time()?;
+    Ok(Served {
+        addr: agent.diagnostic,
+        is_node: true,
+        end: Box::new(move || {
+            let time = agent.process.cpu_time()? - before;
+            let lines = BufReader::new(log).lines().count();
+            ensure!(lines > ENTRIES, "{lines} lines in the log");
+            Ok(time)
+        }),
     })
 }
 
@@ -106,7 +171,11 @@ async fn filled() -> Result<(NetworkDb, NetworkId, TableName)> {
 
 /// Creates an entry for each request, of the size that the node is asked for, without a look at the request: what a server
 /// costs at least that makes this write.
-pub(super) fn writing(runtime: &Runtime) -> Result<SocketAddr> {
+pub(super) fn writing(cpu: Option<usize>) -> Result<Served> {
+    Served::on_thread(write_each, cpu)
+}
+
+fn write_each(runtime: &Runtime) -> Result<SocketAddr> {
     let (node, network, table) = runtime.block_on(filled())?;
     let value = Bytes::from_static(&[b'v'; 64]);
     let count = Arc::new(AtomicU64::new(0));
@@ -124,8 +193,9 @@ pub(super) fn writing(runtime: &Runtime) -> Result<SocketAddr> {
 }
 
 /// Answers `OK` to everything.
-pub(super) fn bare(runtime: &Runtime) -> Result<SocketAddr> {
-    listen(runtime, || std::future::ready("OK\n"))
+pub(super) fn bare(cpu: Option<usize>) -> Result<Served> {
+    let answer = || std::future::ready("OK\n");
+    Served::on_thread(move |runtime| listen(runtime, answer), cpu)
 }
 
 fn listen<F, A>(runtime: &Runtime, answer: F) -> Result<SocketAddr>
