@@ -11,6 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::args::{LogFormat, LogLevel};
+use crate::line::Plain;
 use crate::recent::Recent;
 
 /// The running log: its level can change.
@@ -30,7 +31,8 @@ impl Log {
             .with_writer(std::io::stderr.and(Arc::clone(&recent)))
             .log_internal_errors(false);
         let lines = match format {
-            LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+            LogFormat::Text if std::io::stderr().is_terminal() => lines.boxed(),
+            LogFormat::Text => lines.with_ansi(false).event_format(Plain::new()).boxed(),
             LogFormat::Json => lines.json().boxed(),
         };
         tracing_subscriber::registry()

@@ -9,6 +9,7 @@ mod config;
 mod datapath;
 mod demo;
 mod diagnostics;
+mod line;
 mod log;
 mod recent;
 mod run;

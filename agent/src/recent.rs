@@ -1,5 +1,6 @@
 //! The last lines of the log, kept in memory so that somebody who asks later can see what led here.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard};
@@ -58,7 +59,11 @@ impl Lines {
 /// Takes one event of the log a call, as `tracing_subscriber` writes them.
 impl Write for &Recent {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(event);
+        // The library writes text; looking whether it is costs less than looking for what is none.
+        let text = match str::from_utf8(event) {
+            Ok(text) => Cow::Borrowed(text),
+            Err(_) => String::from_utf8_lossy(event),
+        };
         let mut held = self.lock();
         for line in text.lines() {
             if line.len() > LINE_BYTES_MAX {

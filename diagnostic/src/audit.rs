@@ -1,14 +1,18 @@
 //! What the log says about a request: who asked for what with which outcome, and never a value.
 
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 
 use hyper::Uri;
 use tracing::info;
 
-use crate::params::{decode_part, parts};
+use crate::params::{decode_part, is_plain};
 
 /// Longest URL in the log. Twice the room that four names of the longest kind need when every byte is escaped.
 const URL_BYTES_MAX: usize = 8_192;
+
+/// More bytes than a length in place of a short value takes.
+const ROOM_FOR_LENGTHS: usize = 32;
 
 /// Writes the line of one request.
 pub(crate) fn log(remote: SocketAddr, method: &str, uri: &Uri, outcome: &str) {
@@ -21,27 +25,29 @@ pub(crate) fn log(remote: SocketAddr, method: &str, uri: &Uri, outcome: &str) {
 
 /// Returns a URL with every `value`, and every part that cannot be decoded, cut to its length.
 fn redacted(path: &str, query: Option<&str>) -> String {
-    let mut url = path.to_owned();
+    let room = query.map_or(0, |query| query.len() + ROOM_FOR_LENGTHS);
+    let mut url = String::with_capacity(path.len() + room);
+    url.push_str(path);
+    // Most queries are written as they are meant, and need no place to be decoded in.
+    let is_plain = query.is_none_or(|query| is_plain(query.as_bytes()));
     let mut decoded = Vec::new();
-    for (index, part) in query
-        .iter()
-        .flat_map(|query| parts(query.as_bytes()))
-        .enumerate()
-    {
+    let parts = query.into_iter().flat_map(|query| query.split('&'));
+    for (index, part) in parts.enumerate() {
         url.push(if index == 0 { '?' } else { '&' });
         if url.len() > URL_BYTES_MAX {
             break;
         }
-        decoded.clear();
-        match decode_part(part, &mut decoded) {
-            Some(pair) if pair.name(&decoded) == b"value" => {
-                let bytes = pair.value(&decoded).len();
-                url.push_str(&format!("value=<{bytes} bytes>"));
+        let part_is = match is_plain || part.is_empty() {
+            true => Part::plain(part),
+            false => Part::escaped(part, &mut decoded),
+        };
+        match part_is {
+            Part::Value(bytes) => push(&mut url, format_args!("value=<{bytes} bytes>")),
+            Part::Other => url.push_str(part),
+            Part::Undecodable => {
+                let bytes = part.len();
+                push(&mut url, format_args!("<{bytes} undecodable bytes>"));
             }
-            // Split at an ASCII byte, the part of a string is a string.
-            Some(_) => url.push_str(&String::from_utf8_lossy(part)),
-            None if part.is_empty() => {}
-            None => url.push_str(&format!("<{} undecodable bytes>", part.len())),
         }
     }
     if url.len() > URL_BYTES_MAX {
@@ -49,6 +55,38 @@ fn redacted(path: &str, query: Option<&str>) -> String {
         url.push_str("...");
     }
     url
+}
+
+/// What a part of a query is.
+enum Part {
+    /// A `value` of so many bytes.
+    Value(usize),
+    Other,
+    Undecodable,
+}
+
+impl Part {
+    /// Looks at a part of which nothing has to be decoded.
+    fn plain(part: &str) -> Self {
+        match part.strip_prefix("value") {
+            Some("") => Self::Value(0),
+            Some(rest) if rest.starts_with('=') => Self::Value(rest.len() - 1),
+            Some(_) | None => Self::Other,
+        }
+    }
+
+    fn escaped(part: &str, decoded: &mut Vec<u8>) -> Self {
+        decoded.clear();
+        match decode_part(part.as_bytes(), decoded) {
+            Some(pair) if pair.name(decoded) == b"value" => Self::Value(pair.value(decoded).len()),
+            Some(_) => Self::Other,
+            None => Self::Undecodable,
+        }
+    }
+}
+
+fn push(url: &mut String, text: fmt::Arguments<'_>) {
+    url.write_fmt(text).expect("a string takes everything");
 }
 
 #[cfg(test)]
@@ -68,6 +106,12 @@ mod tests {
             ("value=secret%zz&nid=a", "<15 undecodable bytes>&nid=a"),
             ("nid=a;value=secret", "<18 undecodable bytes>"),
             ("value&&unsafe", "value=<0 bytes>&&unsafe"),
+            (
+                "values=1&value=&avalue=2",
+                "values=1&value=<0 bytes>&avalue=2",
+            ),
+            ("value=a=b&value=c&", "value=<3 bytes>&value=<1 bytes>&"),
+            ("value=é", "value=<2 bytes>"),
         ] {
             assert_eq!(redacted("/x", Some(query)), format!("/x?{shown}"));
         }

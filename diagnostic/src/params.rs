@@ -146,7 +146,7 @@ impl Params {
 }
 
 /// Splits a query or form into its parts.
-pub(crate) fn parts(query: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn parts(query: &[u8]) -> impl Iterator<Item = &[u8]> {
     query.split(|&byte| byte == b'&')
 }
 
@@ -161,7 +161,7 @@ impl Pair {
 }
 
 /// Whether nothing in a text has to be decoded, and nothing can be wrong with it.
-fn is_plain(text: &[u8]) -> bool {
+pub(crate) fn is_plain(text: &[u8]) -> bool {
     memchr3(b'%', b'+', b';', text).is_none()
 }
 
