@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
@@ -13,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use super::http::Connection;
-use super::process::Process;
+use super::process::{self, Process};
 
 /// How long a page may keep a script waiting; less than the connection to the driver waits.
 const SCRIPT_MS: u64 = 15_000;
@@ -119,11 +120,15 @@ impl Browser {
     }
 
     /// Waits until an expression is true of the page, looking again at each change of it; returns the page's clock then.
+    ///
+    /// A page that is on its way may not have yet what the expression asks for, or may take the script with it when the next
+    /// one comes: neither ends the wait.
     pub fn until(&mut self, expression: &str) -> Result<u64> {
         let script = format!(
             "return new Promise((resolve) => {{
+                 const holds = () => {{ try {{ return ({expression}); }} catch {{ return false; }} }};
                  const look = () => {{
-                     if (!({expression})) return false;
+                     if (!holds()) return false;
                      watcher.disconnect();
                      resolve(Date.now());
                      return true;
@@ -136,16 +141,26 @@ impl Browser {
                  }}
              }});"
         );
-        let seen = self.run_async(&script, &[]);
-        let seen = match seen {
-            Ok(seen) => seen,
-            Err(error) => {
-                let page = self.run("return document.body.innerText", &[])?;
-                return Err(
-                    error.context(format!("waiting for {expression}; the page says {page}"))
-                );
+        let limit = Duration::from_millis(SCRIPT_MS);
+        let (mut seen, mut failed) = (Value::Null, None);
+        let waited = process::until(expression, limit, || {
+            match self.run_async(&script, &[]) {
+                Ok(milliseconds) => seen = milliseconds,
+                Err(error) => failed = Some(error),
             }
-        };
+            Ok(seen.is_u64())
+        });
+        if let Err(waited) = waited {
+            let why = format!(
+                "try {{ return String({expression}); }} catch (error) {{ return String(error); }}"
+            );
+            let why = self.run(&why, &[])?;
+            let page = self.run("return document.body.innerText", &[])?;
+            let error = failed.unwrap_or(waited);
+            return Err(error.context(format!(
+                "waiting for {expression}, which is {why}; the page says {page}"
+            )));
+        }
         seen.as_u64().context("milliseconds")
     }
 
