@@ -3,6 +3,7 @@
 //! that a request does.
 
 use std::fmt::{self, Debug, Write as _};
+use std::mem;
 use std::sync::Mutex;
 
 use time::OffsetDateTime;
@@ -32,8 +33,13 @@ struct Second {
     text: String,
 }
 
-/// A line while it is written; none when the library would write a part of it in another way.
-struct Line(Option<String>);
+/// A line while it is written.
+struct Line {
+    /// None when the library would write a part of it in another way.
+    text: Option<String>,
+    /// No field has been written.
+    is_first: bool,
+}
 
 impl Plain {
     pub(crate) fn new() -> Self {
@@ -46,6 +52,7 @@ impl Plain {
     /// Returns the line of a simple event.
     fn line(&self, event: &Event<'_>) -> Option<String> {
         let mut text = String::with_capacity(LINE_BYTES_USUAL);
+        #[expect(clippy::disallowed_methods, reason = "a line says when it was written")]
         self.push_time(&mut text, OffsetDateTime::now_utc())?;
         let metadata = event.metadata();
         text.push_str(match *metadata.level() {
@@ -56,10 +63,13 @@ impl Plain {
             Level::ERROR => " ERROR ",
         });
         text.push_str(metadata.target());
-        text.push(':');
-        let mut line = Line(Some(text));
+        text.push_str(": ");
+        let mut line = Line {
+            text: Some(text),
+            is_first: true,
+        };
         event.record(&mut line);
-        let mut text = line.0?;
+        let mut text = line.text?;
         text.push('\n');
         Some(text)
     }
@@ -106,8 +116,10 @@ where
 impl Line {
     /// Appends a field, whose value `write` appends and says whether the library would write the same.
     fn push(&mut self, field: &Field, write: impl FnOnce(&mut String) -> bool) {
-        let Some(text) = &mut self.0 else { return };
-        text.push(' ');
+        let Some(text) = &mut self.text else { return };
+        if !mem::take(&mut self.is_first) {
+            text.push(' ');
+        }
         let name = field.name();
         if name != "message" {
             text.push_str(name);
@@ -115,7 +127,7 @@ impl Line {
         }
         // The library shows a name that is a keyword of Rust in its own way.
         if !write(text) || name.starts_with("r#") {
-            self.0 = None;
+            self.text = None;
         }
     }
 }
@@ -143,7 +155,7 @@ impl Visit for Line {
 
     fn record_error(&mut self, _: &Field, _: &(dyn std::error::Error + 'static)) {
         // The library shows what caused it, too.
-        self.0 = None;
+        self.text = None;
     }
 }
 
@@ -163,50 +175,15 @@ fn has_escape(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use std::error::Error;
+    use std::io;
     use std::sync::Arc;
 
     use proptest::prelude::*;
     use tracing::subscriber::with_default;
     use tracing::{debug, error, info, info_span, trace, warn};
-    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
     use super::*;
-    use crate::recent::Recent;
-
-    /// Returns what is logged by the library, and by us, without the times.
-    fn both(log: impl Fn()) -> [String; 2] {
-        let written = [(); 2].map(|()| Arc::new(Recent::default()));
-        let [theirs, ours] = written.clone();
-        let lines = || tracing_subscriber::fmt::layer().with_ansi(false);
-        let theirs = tracing_subscriber::registry().with(lines().with_writer(theirs));
-        with_default(theirs, &log);
-        let ours = lines().event_format(Plain::new()).with_writer(ours);
-        with_default(tracing_subscriber::registry().with(ours), &log);
-        written.map(|written| {
-            let text = written.text();
-            let lines = text.lines().skip(1);
-            // A message of a peer may have line breaks, behind which there is no time.
-            let timeless = lines.map(|line| line.get("2026-11-27T17:46:48.695646Z".len()..));
-            timeless
-                .map(|line| format!("{}\n", line.unwrap_or_default()))
-                .collect()
-        })
-    }
-
-    fn simple_line(log: impl Fn()) -> Option<String> {
-        struct Lines(Arc<Mutex<Option<String>>>);
-        impl<S: Subscriber> tracing_subscriber::Layer<S> for Lines {
-            fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-                *self.0.lock().unwrap() = Plain::new().line(event);
-            }
-        }
-        let line = Arc::default();
-        with_default(
-            tracing_subscriber::registry().with(Lines(Arc::clone(&line))),
-            log,
-        );
-        line.lock().unwrap().take()
-    }
 
     #[test]
     fn lines_are_those_of_the_library() {
@@ -221,11 +198,12 @@ mod tests {
             debug!("");
             trace!(r#type = 1, absent = Option::<u8>::None, "last");
             info!(first = 1, message = "late \x1b[31m");
+            info!(absent = Option::<u8>::None);
             let _guard = info_span!("outer", a = 1).entered();
             info!("inside");
         });
         assert_eq!(ours, theirs);
-        assert_eq!(theirs.lines().count(), 8);
+        assert_eq!(theirs.len(), 9);
     }
 
     #[test]
@@ -236,7 +214,13 @@ mod tests {
         assert!(line.unwrap().ends_with(
             "  INFO networkdb::line::tests: request component=\"diagnostic\" remote=[::1]:80 method=\"echo\" url=\"/a?b=<3 bytes>\"\n"
         ));
-        assert_eq!(simple_line(|| info!(url = "é")), None);
+        for url in ["é", "\"", "\\", "\x7f", "\x1f", "\n"] {
+            assert_eq!(simple_line(|| info!(url)), None, "{url:?}");
+            assert_eq!(
+                simple_line(|| info!("{url}")).is_some(),
+                url == "\"" || url == "\\"
+            );
+        }
     }
 
     #[test]
@@ -266,12 +250,70 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_peers_send_looks_as_the_library_has_it(text: String, short in "[ -~]{0,3}") {
+        fn whatever_peers_send_looks_as_the_library_has_it(
+            text in prop_oneof![any::<String>(), "[ -~]{0,12}", "[\\x00-\\x7f]{0,4}", "[ -~]{3}[\\x7e-\\xa1]"],
+            short in "[ -~]{0,3}",
+        ) {
             let [theirs, ours] = both(|| {
                 info!(text, short, shown = %text, form = ?short, "{text}");
+                info!(shown = %text);
                 info!(message = short, other = text);
+                info!(short);
             });
             prop_assert_eq!(ours, theirs);
         }
+    }
+
+    /// Takes one event a call.
+    #[derive(Clone, Debug, Default)]
+    struct Events(Arc<Mutex<Vec<Vec<u8>>>>);
+
+    impl io::Write for Events {
+        fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().push(event.to_vec());
+            Ok(event.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Returns what is logged by the library, and by us, without the times.
+    fn both(log: impl Fn()) -> [Vec<String>; 2] {
+        let [theirs, ours] = [(); 2].map(|()| Events::default());
+        let layer = |events: &Events| {
+            let events = events.clone();
+            let writer = move || events.clone();
+            tracing_subscriber::fmt::layer()
+                .with_ansi(false)
+                .with_writer(writer)
+        };
+        with_default(tracing_subscriber::registry().with(layer(&theirs)), &log);
+        let plain = layer(&ours).event_format(Plain::new());
+        with_default(tracing_subscriber::registry().with(plain), &log);
+        [theirs, ours].map(|events| {
+            let events = events.0.lock().unwrap();
+            let timeless = |event: &Vec<u8>| {
+                let (time, rest) = event.split_at("2026-11-27T17:46:48.695646Z".len());
+                assert!(time.ends_with(b"Z"));
+                String::from_utf8(rest.to_vec()).unwrap()
+            };
+            events.iter().map(timeless).collect()
+        })
+    }
+
+    /// Returns what is put together here of one event.
+    fn simple_line(log: impl Fn()) -> Option<String> {
+        struct Lines(Arc<Mutex<Option<String>>>);
+        impl<S: Subscriber> Layer<S> for Lines {
+            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+                *self.0.lock().unwrap() = Plain::new().line(event);
+            }
+        }
+        let line = Arc::default();
+        let lines = Lines(Arc::clone(&line));
+        with_default(tracing_subscriber::registry().with(lines), log);
+        line.lock().unwrap().take()
     }
 }

@@ -106,7 +106,9 @@ impl Logger {
         let line = if self.is_terminal {
             line.coloured(self.start.elapsed().as_secs())
         } else {
-            line.logfmt(OffsetDateTime::now_utc().to_offset(self.offset))
+            #[expect(clippy::disallowed_methods, reason = "a line says when it was written")]
+            let time = OffsetDateTime::now_utc();
+            line.logfmt(time.to_offset(self.offset))
         };
         // Without a reader of stderr the exit code has to do.
         drop(std::io::stderr().lock().write_all(line.as_bytes()));
