@@ -165,17 +165,22 @@ pub(crate) fn is_plain(text: &[u8]) -> bool {
     memchr3(b'%', b'+', b';', text).is_none()
 }
 
+/// Splits a part at its first equals sign; without one it is a name.
+pub(crate) fn name_and_value(part: &[u8]) -> (&[u8], &[u8]) {
+    let equals = part.iter().position(|&byte| byte == b'=');
+    match equals {
+        Some(at) => (&part[..at], &part[at + 1..]),
+        None => (part, b""),
+    }
+}
+
 /// Decodes `name=value` and appends both; none when the part is empty or cannot be decoded.
 pub(crate) fn decode_part(part: &[u8], decoded: &mut Vec<u8>) -> Option<Pair> {
     // Go drops a part with a semicolon whole, because others take it for a separator.
     if part.is_empty() || part.contains(&b';') {
         return None;
     }
-    let equals = part.iter().position(|&byte| byte == b'=');
-    let (name, value) = match equals {
-        Some(at) => (&part[..at], &part[at + 1..]),
-        None => (part, &b""[..]),
-    };
+    let (name, value) = name_and_value(part);
     let mut spaced = |text: &[u8]| {
         let start = decoded.len();
         let plain = |byte| if byte == b'+' { b' ' } else { byte };
