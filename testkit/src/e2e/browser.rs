@@ -154,8 +154,10 @@ impl Browser {
             let why = format!(
                 "try {{ return String({expression}); }} catch (error) {{ return String(error); }}"
             );
-            let why = self.run(&why, &[])?;
-            let page = self.run("return document.body.innerText", &[])?;
+            // A browser that is gone tells neither, and that it is gone is the error that counts.
+            let why = self.run(&why, &[]).unwrap_or_default();
+            let page = self.run("return document.body.innerText", &[]);
+            let page = page.unwrap_or_default();
             let error = failed.unwrap_or(waited);
             return Err(error.context(format!(
                 "waiting for {expression}, which is {why}; the page says {page}"

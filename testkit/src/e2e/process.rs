@@ -126,7 +126,7 @@ impl Process {
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         // The second field is the program's name in brackets, which may have spaces.
-        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let (_, rest) = stat.rsplit_once(") ").context("a name in brackets")?;
         let fields = rest.split(' ').skip(11).take(2).map(str::parse::<u64>);
         let ticks = fields.sum::<Result<u64, _>>()?;
         let second = rustix::param::clock_ticks_per_second();

@@ -1,10 +1,11 @@
 //! Requests a second against the diagnostic server, next to bare servers of the same library.
 //!
 //! The server is that of a program which keeps no log, as the bare ones keep none; over real processes it is that of an
-//! agent, which writes a line for each request. The node and its server have one thread and one processor, `wrk` has another; each connection sends its next request
-//! when it has the answer. The servers are asked by turns, so that a busy moment of the machine meets all of them, and a
-//! bare server is asked for the very targets of the one it is compared with. The server's own CPU time for a request
-//! stands beside each rate: where the shares of the rates are better than those of the times, the clients were the limit.
+//! agent, which writes a line for each request. A server has one processor, and one thread but for the agent; `wrk` has
+//! another; each connection sends its next request when it has the answer. The servers are asked by turns, so that a busy
+//! moment of the machine meets all of them, and a bare server is asked for the very targets of the one it is compared
+//! with. The server's own CPU time for a request, the agent's with its gossip, stands beside each rate: where the shares of
+//! the rates are better than those of the times, the clients were the limit.
 
 use std::time::Duration;
 
@@ -158,7 +159,7 @@ impl Subject {
         ensure!(drive::is_good(&first.body), "answered {}", first.body);
         let answers = driver.ask(served.addr, &self.targets, time, cores)?;
         self.check(&served, answers.count)?;
-        let cpu = served.end()?;
+        let cpu = served.end(answers.count)?;
         Ok(Turn {
             rate: f64::from(answers.count) / answers.time.as_secs_f64(),
             cpu: cpu / answers.count,

@@ -2,8 +2,9 @@
 //! and nothing else, and that of an agent as people run it.
 
 use std::convert::Infallible;
+use std::fs;
 use std::future::Future;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Seek as _};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use diagnostic::Server;
 use http_body_util::Full;
@@ -37,8 +38,8 @@ use crate::e2e::process::{Process, binary};
 /// Starts a server, on one processor if any is named.
 pub(super) type Start = fn(Option<usize>) -> Result<Served>;
 
-/// Gives the CPU time that a server took since it was ready.
-type End = Box<dyn FnOnce() -> Result<Duration>>;
+/// Gives the CPU time that a server took since it was ready, and looks whether it did all that belongs to so many answers.
+type End = Box<dyn FnOnce(u32) -> Result<Duration>>;
 
 /// A server that is ready.
 pub(super) struct Served {
@@ -75,7 +76,7 @@ impl Served {
             Ok(addr) => Ok(Self {
                 addr,
                 is_node: false,
-                end: Box::new(end),
+                end: Box::new(move |_| end()),
             }),
             Err(_) => {
                 end()?;
@@ -84,9 +85,9 @@ impl Served {
         }
     }
 
-    /// Ends it and returns the CPU time that it took since it was ready.
-    pub(super) fn end(self) -> Result<Duration> {
-        (self.end)()
+    /// Ends it after so many answers and returns the CPU time that it took since it was ready.
+    pub(super) fn end(self, answers: u32) -> Result<Duration> {
+        (self.end)(answers)
     }
 }
 
@@ -134,7 +135,10 @@ pub(super) fn agent(cpu: Option<usize>) -> Result<Served> {
         started.join()
     });
     let process = process.map_err(|_| anyhow::anyhow!("no thread for the agent"))??;
-    let agent = Agent::started("", process)?;
+    let agent = Agent::started("", process)
+        .with_context(|| fs::read_to_string(log.path()).unwrap_or_default())?;
+    // Nothing is left of it when this process is killed.
+    let mut log = log.into_file();
     let mut connection = Connection::open(agent.diagnostic)?;
     let (mut load, value) = (Load::new(16), "v".repeat(VALUE_BYTES));
     for _ in 0..ENTRIES {
@@ -147,10 +151,12 @@ pub(super) fn agent(cpu: Option<usize>) -> Result<Served> {
     Ok(Served {
         addr: agent.diagnostic,
         is_node: true,
-        end: Box::new(move || {
+        end: Box::new(move |answers| {
             let time = agent.process.cpu_time()? - before;
+            log.rewind()?;
             let lines = BufReader::new(log).lines().count();
-            ensure!(lines > ENTRIES, "{lines} lines in the log");
+            let requests = ENTRIES + usize::try_from(answers)?;
+            ensure!(lines >= requests, "{lines} lines of {requests} requests");
             Ok(time)
         }),
     })
