@@ -187,14 +187,21 @@ impl Overlay {
         serde_json::from_str(&reply.body).with_context(|| reply.body.clone())
     }
 
-    /// Returns what the agent of a host tells of the data path of a network.
+    /// Returns what the agent of a host tells of the data path of a network, which an agent that has just started takes up
+    /// a moment later.
     pub fn report(&self, host: usize, network: &str) -> Result<Value> {
-        let all = self.get(host, "/v1/datapath")?;
-        let networks = all["networks"].as_array().cloned().unwrap_or_default();
-        let found = networks
-            .into_iter()
-            .find(|report| report["network"] == network);
-        found.with_context(|| format!("host {host} knows no network {network}"))
+        let mut told = Value::Null;
+        until("the network to be told of", SOON, || {
+            let mut all = self.get(host, "/v1/datapath")?;
+            let networks = all["networks"].as_array_mut().map(std::mem::take);
+            let mut networks = networks.into_iter().flatten();
+            if let Some(report) = networks.find(|report| report["network"] == network) {
+                told = report;
+            }
+            Ok(!told.is_null())
+        })
+        .with_context(|| format!("host {host} knows no network {network}"))?;
+        Ok(told)
     }
 
     /// Returns how many operations the kernel of a host is away from what it should hold of a network.
