@@ -20,7 +20,8 @@ use crate::e2e::process::now;
 
 /// How the figures are told from those of one process.
 pub(super) const WHO: &str = "processes";
-const PLACE: (&str, &str) = ("bench", "table");
+/// Network and table.
+pub(super) const PLACE: (&str, &str) = ("bench", "table");
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Connections that write at the same time.
@@ -133,7 +134,8 @@ impl Processes {
     }
 }
 
-fn create(connection: &mut Connection, key: &str, value: &str) -> Result<()> {
+/// Creates an entry at [`PLACE`].
+pub(super) fn create(connection: &mut Connection, key: &str, value: &str) -> Result<()> {
     let reply = connection.get(&write_target("createentry", PLACE, key, value))?;
     ensure!(reply.body.starts_with("OK"), "answered {}", reply.body);
     Ok(())

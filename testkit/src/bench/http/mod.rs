@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::figure::{Figure, Unit};
 use super::load::Load;
-use super::processes::WHO;
+use super::processes::{PLACE, WHO};
 use super::{Mode, Report};
 use crate::e2e::http::{self, encode};
 use drive::{Cores, Driver, Targets};
@@ -22,8 +22,8 @@ use servers::{Served, Start};
 mod drive;
 mod servers;
 
-const NETWORK: &str = "bench";
-const TABLE: &str = "table";
+const NETWORK: &str = PLACE.0;
+const TABLE: &str = PLACE.1;
 /// Entries that are read.
 const ENTRIES: usize = 10_000;
 /// What the share of a bare server's rate should be, in percent.
@@ -46,17 +46,14 @@ struct Turn {
 }
 
 pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
-    let driver = Driver::found();
-    let cores = Cores::found()?;
     let mut subjects = [
         Subject::new("bare hyper server", servers::bare, reads()),
         Subject::new("get of an entry", servers::node, reads()),
         Subject::new("bare, making the write", servers::writing, writes()),
         Subject::new("create of an entry", servers::node, writes()),
     ];
-    ask(mode, driver, cores, &mut subjects)?;
+    let (driver, how) = ask(mode, &mut subjects)?;
     let [bare, get, writing, create] = &subjects;
-    let how = how(driver, cores);
     report.add(bare.rate(driver).note(how));
     report.add(bare.cpu());
     report.add(get.rate(driver).median_at_least(40_000.0));
@@ -76,17 +73,15 @@ pub(super) fn run(mode: Mode, report: &mut Report) -> Result<()> {
 
 /// The same of an agent, which writes a line of its log for each request.
 pub(super) fn agents(mode: Mode, report: &mut Report) -> Result<()> {
-    let driver = Driver::found();
-    let cores = Cores::found()?;
     let mut subjects = [
         Subject::new("bare hyper server", servers::bare, reads()),
         Subject::new("get of an entry", servers::agent, reads()),
         Subject::new("create of an entry", servers::agent, writes()),
     ];
-    ask(mode, driver, cores, &mut subjects)?;
+    let (driver, how) = ask(mode, &mut subjects)?;
     let [bare, get, create] = &subjects;
     let add = |report: &mut Report, figure: Figure| report.add(figure.who(WHO));
-    add(report, bare.rate(driver).note(how(driver, cores)));
+    add(report, bare.rate(driver).note(how));
     add(report, bare.cpu());
     for (subject, rate_min) in [(get, 40_000.0), (create, 25_000.0)] {
         add(report, subject.rate(driver).median_at_least(rate_min));
@@ -97,8 +92,9 @@ pub(super) fn agents(mode: Mode, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Asks all by turns.
-fn ask(mode: Mode, driver: Driver, cores: Option<Cores>, subjects: &mut [Subject]) -> Result<()> {
+/// Asks all by turns; returns who asked, and how.
+fn ask(mode: Mode, subjects: &mut [Subject]) -> Result<(Driver, String)> {
+    let (driver, cores) = (Driver::found(), Cores::found()?);
     let time = mode.pick(Duration::from_secs(1), Duration::from_secs(2));
     for _ in 0..mode.pick(3, 11) {
         for subject in &mut *subjects {
@@ -107,15 +103,12 @@ fn ask(mode: Mode, driver: Driver, cores: Option<Cores>, subjects: &mut [Subject
             subject.turns.push(turn);
         }
     }
-    Ok(())
-}
-
-fn how(driver: Driver, cores: Option<Cores>) -> String {
     let pinned = match cores {
         Some(Cores { server, clients }) => format!("server on CPU {server}, clients on {clients}"),
         None => "server and clients on one CPU".to_owned(),
     };
-    format!("asked by {}; {pinned}; by turns", driver.name())
+    let how = format!("asked by {}; {pinned}; by turns", driver.name());
+    Ok((driver, how))
 }
 
 /// Asks for the entries that a node has from the start.

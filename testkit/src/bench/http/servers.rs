@@ -27,11 +27,12 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
-use super::drive::{is_good, stay_on};
+use super::drive::stay_on;
 use super::{ENTRIES, NETWORK, TABLE};
 use crate::bench::cluster;
 use crate::bench::load::{Load, VALUE_BYTES};
-use crate::e2e::agent::{Agent, write_target};
+use crate::bench::processes;
+use crate::e2e::agent::Agent;
 use crate::e2e::http::Connection;
 use crate::e2e::process::{Process, binary};
 
@@ -143,9 +144,7 @@ pub(super) fn agent(cpu: Option<usize>) -> Result<Served> {
     let (mut load, value) = (Load::new(16), "v".repeat(VALUE_BYTES));
     for _ in 0..ENTRIES {
         let (key, _) = load.entry();
-        let target = write_target("createentry", (NETWORK, TABLE), key.as_str(), &value);
-        let reply = connection.get(&target)?;
-        ensure!(is_good(&reply.body), "answered {}", reply.body);
+        processes::create(&mut connection, key.as_str(), &value)?;
     }
     let before = agent.process.cpu_time()?;
     Ok(Served {
