@@ -169,6 +169,8 @@ async fn names_of_any_kind_are_keys_and_every_page_follows_the_last() {
 async fn mistakes_are_problems_with_their_status() {
     let rig = Rig::start().await;
     let json_body = "Content-Type: application/json\r\n";
+    // Not too many characters for a name, yet too many bytes.
+    let wide = "%C3%A9".repeat(128);
     for (method, target, headers, body, status) in [
         ("GET", "/v1/nothing", "", "", 404),
         ("GET", "/v1/networks/other", "", "", 404),
@@ -183,6 +185,11 @@ async fn mistakes_are_problems_with_their_status() {
             "",
             404,
         ),
+        ("GET", &format!("/v1/networks/{wide}"), "", "", 404),
+        ("PUT", &format!("/v1/networks/{wide}"), "", "", 404),
+        ("PUT", &format!("{ENTRIES}/{wide}"), "", "v", 404),
+        ("GET", "/v1/networks/net/consistency?table=", "", "", 404),
+        ("GET", "/v1/networks/%ff", "", "", 400),
         ("POST", "/v1/join", json_body, "{", 400),
         ("POST", "/v1/join", json_body, "{}", 422),
         (
@@ -197,6 +204,27 @@ async fn mistakes_are_problems_with_their_status() {
         assert_eq!(reply.status, status, "{method} {target}: {}", reply.body);
         reply.is_problem(status);
     }
+}
+
+#[tokio::test]
+async fn a_key_that_nothing_can_have_keeps_no_other_write_of_a_batch_back() {
+    let rig = Rig::start().await;
+    let keys = ["first", "", &"é".repeat(128), &"x".repeat(256), "last"];
+    let writes = keys.map(|key| json!({"op": "put", "key": key, "value": ""}));
+    let body = json!({"writes": writes}).to_string();
+    let target = "/v1/networks/net/tables/t/batch";
+    let json_body = "Content-Type: application/json\r\n";
+    let reply = rig.ask("POST", target, json_body, &body).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let answer: Value = serde_json::from_str(&reply.body).expect("JSON");
+    assert_eq!(answer["accepted"], 2, "{answer}");
+    let results = answer["results"].as_array().expect("a list").iter();
+    let statuses: Vec<&Value> = results.map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [201, 404, 404, 404, 201]);
+    assert_eq!(
+        answer["results"][2]["problem"]["detail"],
+        "key is 256 bytes long, the limit is 255"
+    );
 }
 
 #[tokio::test]

@@ -30,9 +30,8 @@ pub(crate) struct Batch {
 struct BatchWrite {
     /// What is to be done.
     op: Op,
-    /// The key: 1 to 255 bytes.
-    #[schema(value_type = String, min_length = 1, max_length = 255)]
-    key: Key,
+    /// The key: 1 to 255 bytes of UTF-8. A write with another one is refused, and the others are made.
+    key: String,
     /// The value; a delete takes none.
     value: Option<Base64>,
     /// Of an update or delete: the version that the entry must have.
@@ -112,6 +111,7 @@ impl BatchWrite {
             value,
             version,
         } = self;
+        let key = Key::new(key).map_err(Problem::name)?;
         let value = value.map(|value| value.0);
         let versions = version.map(|version| vec![version.0]);
         let action = match (op, value, versions) {

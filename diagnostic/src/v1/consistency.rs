@@ -28,9 +28,8 @@ pub(crate) struct How {
     /// Seconds that each peer gets for an answer.
     #[param(minimum = 1, maximum = 30, default = 5)]
     within: Option<u8>,
-    /// A table of which every node is asked for a hash of what its readers see.
-    #[param(value_type = Option<String>, min_length = 1, max_length = 255)]
-    table: Option<TableName>,
+    /// A table of which every node is asked for a hash of what its readers see: 1 to 255 bytes of UTF-8.
+    table: Option<String>,
 }
 
 /// Whether the nodes attached to a network hold the same.
@@ -202,13 +201,14 @@ pub(crate) async fn check(
             "within must be 1 to {WITHIN_MAX} seconds"
         )));
     }
+    let table = how.table.map(TableName::new).transpose();
+    let table = table.map_err(Problem::name)?;
     let Ok(_place) = api.checks.try_acquire() else {
         return Err(Problem::busy(format!(
             "{CHECKS_MAX} checks are under way, which is the limit"
         )));
     };
     let within = Duration::from_secs(within.into());
-    let table = how.table;
     let checks = api.db.check(&names.network, table.as_ref(), within).await?;
     let peers: Vec<_> = checks.into_iter().map(CheckedPeer::from).collect();
     let (db, network) = (api.db.clone(), names.network.clone());

@@ -1,5 +1,7 @@
 //! How requests become typed values: paths, queries, bodies and conditions, each refused with a problem.
 
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{HeaderName, IF_MATCH, IF_NONE_MATCH};
@@ -70,9 +72,20 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Names<T
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let names = Path::<T>::from_request_parts(parts, state).await;
-        let Path(names) = names.map_err(|error| Problem::bad_request(error.body_text()))?;
-        Ok(Self(names))
+        names.map(|Path(names)| Self(names)).map_err(unnameable)
     }
+}
+
+/// Says why a path names nothing. What is text, and yet no name, is too long, which is told as what it comes to: a schema counts
+/// characters where the limit is of bytes, so it cannot be held against the request.
+fn unnameable(rejection: PathRejection) -> Problem {
+    if let PathRejection::FailedToDeserializePathParams(error) = &rejection
+        && let ErrorKind::Message(message) | ErrorKind::DeserializeError { message, .. } =
+            error.kind()
+    {
+        return Problem::name(message);
+    }
+    Problem::bad_request(rejection.body_text())
 }
 
 /// The parameters of a query; unknown ones are refused.

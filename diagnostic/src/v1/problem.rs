@@ -70,6 +70,8 @@ impl Problem {
         bad_request, BAD_REQUEST, "bad-request", "The request cannot be understood";
         /// No endpoint has the path.
         unknown_path, NOT_FOUND, "unknown-path", "There is no such endpoint";
+        /// A name in the request is too long, or too short, to be that of anything.
+        name, NOT_FOUND, "name", "Nothing can have that name";
         /// This node is not attached to the network.
         not_attached, NOT_FOUND, "not-attached", "This node is not attached to the network";
         /// No visible entry has the key.
