@@ -349,9 +349,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_not_there_is_told_with_its_address() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
+        // Taken, so that nobody else listens there, and nobody does here.
+        let taken = tokio::net::TcpSocket::new_v4().unwrap();
+        taken.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let port = taken.local_addr().unwrap().port();
         let error = Client::new("127.0.0.1", port).get("/ready").await;
         let error = error.unwrap_err();
         assert!(matches!(error, ClientError::Connect { .. }));

@@ -264,13 +264,19 @@ mod tests {
         let stream = send(addr, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         called.notified().await;
         let stop = tokio::spawn(running.stop());
-        while TcpStream::connect(addr).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        // Connecting would take a second to be refused, and so long a request in flight is waited for.
+        let next = async {
+            loop {
+                match Server::bind(addr).await {
+                    Ok(next) => return next,
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        drop(timeout(DEADLINE, next).await.expect("the port is free"));
         go.notify_one();
         assert!(rest(stream).await.ends_with("\r\n\r\nOK"));
         stop.await.unwrap();
-        assert!(Server::bind(addr).await.is_ok());
     }
 
     #[tokio::test]
@@ -312,10 +318,10 @@ mod tests {
         let read = kept.read(&mut reply).await.unwrap();
         assert!(reply[..read].ends_with(b"OK"));
         timeout(DEADLINE, running.retire()).await.unwrap();
-        let next = Server::bind(addr).await.expect("the port is free");
-        drop(next);
         // A request that was on its way over a kept connection is answered, and told that it is the last.
         kept.write_all(quick.as_bytes()).await.unwrap();
+        let next = Server::bind(addr).await.expect("the port is free");
+        drop(next);
         let last = rest(kept).await;
         assert!(last.contains("Connection: close"), "{last}");
         assert!(last.ends_with("OK"), "{last}");

@@ -9,7 +9,7 @@ use diagnostic::{Access, Client, Running, Server, Tls, Tokens};
 use networkdb::node::{NetworkDb, NodeConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::authority::Authority;
@@ -490,9 +490,10 @@ async fn servers_that_are_none_are_told() {
         assert_eq!((rest, outcome.code), (&*expected, Some(1)));
         assert_eq!(targets, ["/ready"]);
     }
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    // Taken, so that nobody else listens there, and nobody does here.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = taken.local_addr().unwrap().port();
     let outcome = run(&format!("-port {port}"), Setting::default()).await;
     let expected = not_ready("connect to 127.0.0.1:PORT: Connection refused (os error 111)");
     let expected = expected.replace("PORT", &port.to_string());

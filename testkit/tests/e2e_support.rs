@@ -18,6 +18,7 @@ use flate2::read::GzDecoder;
 use hyper::Method;
 use prost::Message;
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 use testkit::e2e::agent::Agent;
 use testkit::e2e::http::{self, encode};
 use testkit::e2e::process::{SOON, Signal, binary, note, until, write_key_file};
@@ -187,9 +188,10 @@ fn an_overlap_and_a_differing_digest_are_both_flagged() -> Result<()> {
 
 #[test]
 fn without_an_agent_the_rest_is_collected() -> Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let addr = listener.local_addr()?;
-    drop(listener);
+    // Taken, so that nobody else listens there, and nobody does here.
+    let taken = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    taken.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
+    let addr = taken.local_addr()?.as_socket().context("an address")?;
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("case.tar.gz");
     let outcome = support(&addr, &path, &[])?;

@@ -246,7 +246,19 @@ async fn closing_tells_the_others_and_frees_the_port() {
         bind: bound,
         ..config()
     };
-    assert_eq!(start(again).await.gossip_addr(), bound);
+    // A connection of another test may have the port for a moment.
+    let started = async {
+        loop {
+            match NetworkDb::start(again.clone()).await {
+                Err(StartError::Bind(_)) => tokio::time::sleep(Duration::from_millis(10)).await,
+                started => return started.expect("the configuration is right"),
+            }
+        }
+    };
+    let started = tokio::time::timeout(DEADLINE, started)
+        .await
+        .expect("the port is free");
+    assert_eq!(started.gossip_addr(), bound);
 }
 
 #[tokio::test]
@@ -471,8 +483,19 @@ async fn how_far_a_join_is_can_be_seen_while_it_waits() {
         first.digest(&network) == second.digest(&network)
     })
     .await;
-    let done = second.join_progress(&network).await.unwrap();
-    assert!(done.is_done);
+    // The records are there before the sync says that these are all.
+    let done = async {
+        loop {
+            let progress = second.join_progress(&network).await.expect("it syncs");
+            if progress.is_done {
+                return progress;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let done = tokio::time::timeout(DEADLINE, done)
+        .await
+        .expect("the sync ends");
     assert!(done.records >= ENTRIES as u64, "{done:?}");
 }
 
@@ -507,7 +530,7 @@ async fn a_check_names_what_stays_different() {
     assert_eq!(checked.len(), 1);
     assert_eq!(checked[0].peer.id, *first.id());
     assert_eq!(checked[0].outcome, CheckOutcome::Equal);
-    // One is pushed at once and one waits; further ones are left to digests, which do not come.
+    // One or two are pushed; further ones are left to digests, which do not come.
     let mut round = 0;
     let differences = loop {
         round += 1;
@@ -532,7 +555,7 @@ async fn a_check_names_what_stays_different() {
     };
     for difference in differences {
         let name = difference.key.as_str();
-        assert!(["b", "c", "d"].contains(&&name[..1]), "{name}");
+        assert!(["a", "b", "c", "d"].contains(&&name[..1]), "{name}");
         assert_eq!(difference.here, None);
         let there = difference.there.as_ref().expect("the first holds it");
         assert_eq!(there.owner, *first.id());

@@ -166,9 +166,13 @@ impl Datagrams {
 
     /// Sends a datagram, and says who answers.
     pub(super) fn ask(&self) -> Result<u8> {
-        // Emulated machines are slow, and datagrams may be lost.
+        let mut server = [0; 8];
+        // Emulated machines are slow: an answer may have come after its question was asked again.
+        self.socket.set_nonblocking(true)?;
+        while self.socket.recv(&mut server).is_ok() {}
+        self.socket.set_nonblocking(false)?;
+        // And datagrams may be lost.
         for _ in 0..10 {
-            let mut server = [0; 8];
             let answer = self
                 .socket
                 .send(b"?")

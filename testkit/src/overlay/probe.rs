@@ -8,12 +8,17 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use super::Container;
 use crate::e2e::process::now;
 
 /// The port of echoes.
 const PORT: u16 = 7;
+
+/// Room for questions of some seconds.
+const BUFFER_BYTES: usize = 4 << 20;
 
 /// How long an answer may take before its question counts as lost.
 const WAIT: Duration = Duration::from_secs(1);
@@ -47,6 +52,8 @@ impl Echo {
     pub fn start(container: &Container, index: usize) -> Result<Self> {
         let addr = SocketAddr::new(container.ip(index)?, PORT);
         let socket = container.enter(|| UdpSocket::bind(addr))?.context("bind")?;
+        // What waits for this thread on a busy machine is not lost.
+        setsockopt(&socket, RcvBufForce, &BUFFER_BYTES)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);

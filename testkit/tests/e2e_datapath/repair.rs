@@ -111,25 +111,6 @@ fn rows_and_devices_of_others_are_left_alone() -> Result<()> {
 }
 
 #[test]
-fn a_full_neighbour_table_keeps_no_endpoint_out() -> Result<()> {
-    let Some((bed, _containers, _echo)) = meddled("full", 124)? else {
-        return Ok(());
-    };
-    let fill = "for i in $(seq 1 2000); do echo neigh add 10.9.$((i / 250)).$((i % 250 + 1)) lladdr 02:00:00:00:00:01 dev br4097 nud stale; done | ip -force -batch -";
-    let mut shell = Command::new("nsenter");
-    shell.arg(format!("--net={}", bed.namespace(1, "ov1")?.display()));
-    // The table is full at some point, and that is what is wanted.
-    drop(shell.args(["sh", "-c", fill]).output()?);
-    let container = bed.container(2, "ov1", 98, &SUBNETS)?;
-    until("the endpoint to be a neighbour", SOON, || {
-        let ip = container.ip(0)?;
-        let shown = bed.meddle(1, "ov1", &format!("ip neigh show {ip}"))?;
-        Ok(shown.contains(&container.mac))
-    })?;
-    Ok(())
-}
-
-#[test]
 fn the_command_plans_verifies_repairs_and_cleans_up() -> Result<()> {
     let Some((mut bed, _containers, _echo)) = meddled("command", 125)? else {
         return Ok(());

@@ -111,10 +111,8 @@ fn probes_tell_round_trips_and_the_largest_packets_that_pass() -> Result<()> {
     let told = tunnel(&bed, 3)?;
     // 64 bytes of headers around it, and 18 that a port of 1,400 lets through beyond that.
     ensure!(told["mtu_passes"] == 1_354, "{told}");
-    ensure!(
-        tunnel(&bed, 2)?["state"] == "passing",
-        "the other way is as it was"
-    );
+    // The other way is as it was; a busy host may have missed a probe.
+    becomes(&bed, 2, "passing")?;
     let metrics = bed.send(1, "GET", "/metrics", "")?.body;
     let line = r#"tunnel_hosts{network="ov1",state="mtu-mismatch"} 1"#;
     ensure!(metrics.contains(line), "{metrics}");
@@ -136,12 +134,13 @@ fn a_host_that_is_not_reached_is_told_while_the_gossip_is_well() -> Result<()> {
     becomes(&bed, 2, "passing")?;
     fault(&bed.hosts, "block=udp:4789 hosts=2")?;
     becomes(&bed, 2, "unreachable")?;
-    let members = bed.get(1, "/v1/members")?;
-    let members = members["members"].as_array().context("members")?;
-    ensure!(
-        members.iter().all(|member| member["state"] == "alive"),
-        "the gossip is well"
-    );
+    // A busy agent may be suspected for a moment.
+    until("the gossip to be well, and that alone", SOON, || {
+        let members = bed.get(1, "/v1/members")?;
+        let members = members["members"].as_array().context("members")?;
+        let is_well = members.iter().all(|member| member["state"] == "alive");
+        Ok(is_well && tunnel(&bed, 2)?["state"] == "unreachable")
+    })?;
     bed.hosts.clear(&[])?;
     becomes(&bed, 2, "passing")?;
     for host in 1..=3 {

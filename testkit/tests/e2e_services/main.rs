@@ -147,6 +147,8 @@ fn balanced(bed: &Overlay, hosts: &[usize], service: u8, targets: usize) -> Resu
         vip_v6(service).to_string(),
     ];
     for host in hosts {
+        // It has taken the network up: an agent that has just started has none yet, which is no answer.
+        bed.report(*host, "ov1")?;
         until(&format!("host {host} to balance"), SOON, || {
             let told = bed.get(*host, "/v1/services/ov1")?;
             let held = held(&told);
