@@ -22,25 +22,31 @@ const TABLE: (&str, &str) = ("net1", "table1");
 /// How long nothing must happen in a test that says so.
 const CALM: Duration = Duration::from_secs(2);
 
-/// A silent death is not detected sooner than this with the default preset, so what is faster was a farewell.
-const FAREWELL_MAX: Duration = Duration::from_secs(2);
-
 /// How much memory noise may cost.
 const NOISE_BYTES_MAX: u64 = 10 << 20;
 
 #[test]
 fn killed_agent_without_state_returns_under_its_node_id_and_its_entries_are_dead() -> Result<()> {
-    kill_and_restart(&["after"], |_, agent| {
-        let port = agent.map_or(0, |agent| agent.gossip.port()).to_string();
-        ["--node-id", "n3", "--bind-port", &port].map(str::to_owned)
+    // At an address of its own: a port of 127.0.0.1 may have a connection of others when it returns.
+    kill_and_restart(&["after"], |_| {
+        [
+            "--node-id",
+            "n3",
+            "--bind-addr",
+            "127.0.89.1",
+            "--bind-port",
+            "7946",
+        ]
+        .map(str::to_owned)
+        .into()
     })
 }
 
 #[test]
 fn killed_agent_with_state_resumes_and_its_entries_are_back_without_a_write() -> Result<()> {
-    kill_and_restart(&["after", "before"], |dir, _| {
+    kill_and_restart(&["after", "before"], |dir| {
         let dir = dir.join("state").to_string_lossy().into_owned();
-        ["--state-dir", &dir, "--bind-port", "0"].map(str::to_owned)
+        vec!["--state-dir".to_owned(), dir]
     })
 }
 
@@ -60,7 +66,9 @@ fn terminated_agent_takes_its_entries_along_at_once() -> Result<()> {
     }
     let gone = start.elapsed();
     ensure!(leaver.process.exit_code()? == Some(0));
-    ensure!(gone < FAREWELL_MAX, "it took {gone:?}");
+    for agent in &agents {
+        agent.process.logged("member left", 1)?;
+    }
     note(&format!("SIGTERM to entries and member gone: {gone:.0?}"));
     Ok(())
 }
@@ -79,8 +87,19 @@ fn an_agent_that_was_paused_accuses_nobody_and_is_back_at_once() -> Result<()> {
         let resumed = now();
         for agent in &agents {
             agent.shows(TABLE, &[("key", "value")])?;
-            members(agent, &ids)?;
         }
+        // A suspicion from before may still end in a death, until it is refuted.
+        until("all to be alive, as all agree", SOON, || {
+            let told = agents.iter().map(alive).collect::<Result<Vec<_>>>()?;
+            let are_there = told
+                .iter()
+                .all(|alive| alive.iter().map(|(id, _)| id).eq(ids));
+            let [others @ .., _] = &told[..] else {
+                return Ok(false);
+            };
+            let is_same = others.windows(2).all(|two| two[0].last() == two[1].last());
+            Ok(are_there && is_same)
+        })?;
         let back = resumed.elapsed();
         note(&format!(
             "paused {seconds} s: all members and entries after {back:.0?}"
@@ -317,20 +336,19 @@ fn demo_shows_entries_on_all_nodes_and_ends_on_interrupt() -> Result<()> {
 
 /// Kills one of three agents, looks what the others make of it, and starts it again with the same arguments; in the end
 /// the `left` entries are on all.
-fn kill_and_restart(
-    left: &[&str],
-    identity: impl Fn(&Path, Option<&Agent>) -> [String; 4],
-) -> Result<()> {
+fn kill_and_restart(left: &[&str], identity: impl Fn(&Path) -> Vec<String>) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let agents = attached(2, &[])?;
     let join = agents[0].gossip.to_string();
-    let start = |killed: Option<&Agent>| -> Result<Agent> {
-        let identity = identity(dir.path(), killed);
+    let start = || -> Result<Agent> {
+        let identity = identity(dir.path());
         let mut args: Vec<_> = identity.iter().map(String::as_str).collect();
         args.extend(["--network", "net1", "--join", &join]);
-        Agent::start_unnamed("", &args)
+        let agent = Agent::start_unnamed("", &args)?;
+        agent.is_attached("net1")?;
+        Ok(agent)
     };
-    let killed = start(None)?;
+    let killed = start()?;
     killed.create(TABLE, "before", "value")?;
     for agent in &agents {
         agent.shows(TABLE, &[("before", "value")])?;
@@ -347,7 +365,7 @@ fn kill_and_restart(
         killing.elapsed()
     ));
 
-    let returned = start(Some(&killed))?;
+    let returned = start()?;
     let returning = now();
     for agent in agents.iter().chain([&returned]) {
         until("the member to be back", SOON, || Ok(agent.members()? == id))?;
@@ -371,6 +389,7 @@ fn refused_stranger(agents: &[Agent], args: &[&str]) -> Result<()> {
     let join = agents[0].gossip.to_string();
     args.extend(["--network", "net1", "--join", &join]);
     let stranger = Agent::start("stranger", &args)?;
+    stranger.is_attached(TABLE.0)?;
     stranger.create(TABLE, "foreign", "value")?;
     stranger.process.logged("no member answers", 1)?;
     stays("the clusters are apart", CALM, || {
@@ -402,8 +421,9 @@ fn random_bytes_change_nothing(args: &[&str]) -> Result<()> {
     let before = agents[0].process.resident_bytes()?;
     let sent = shout(&agents[0])?;
     for agent in &agents {
-        members(agent, &["n1", "n2"])?;
-        ensure!(agent.table(TABLE)? == table, "{} differs", agent.id);
+        until("members and entries to be as before", SOON, || {
+            Ok(agent.members()? == ["n1", "n2"] && agent.table(TABLE)? == table)
+        })?;
     }
     let grown = agents[0].process.resident_bytes()?.saturating_sub(before);
     note(&format!(
@@ -474,6 +494,20 @@ fn attached(count: usize, args: &[&str]) -> Result<Vec<Agent>> {
 fn members(agent: &Agent, ids: &[&str]) -> Result<Duration> {
     let what = format!("{} to list {ids:?}", agent.id);
     until(&what, SOON, || Ok(agent.members()? == ids))
+}
+
+/// Returns the members that an agent takes for alive, in the order of their ids, with what it knows of their incarnations.
+fn alive(agent: &Agent) -> Result<Vec<(String, Option<u64>)>> {
+    let told: serde_json::Value = serde_json::from_str(&agent.get("/v1/members")?)?;
+    let members = told["members"].as_array().context("a list")?.iter();
+    let alive = members.filter(|member| member["state"] == "alive");
+    let named = alive.map(|member| {
+        let id = member["id"].as_str()?.to_owned();
+        Some((id, member["incarnation"].as_u64()))
+    });
+    let mut named: Vec<_> = named.collect::<Option<_>>().context("ids")?;
+    named.sort_unstable();
+    Ok(named)
 }
 
 /// Returns the log line of a diagnostic server that goes on.

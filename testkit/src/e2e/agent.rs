@@ -151,6 +151,15 @@ impl Agent {
         self.names(&format!("/networkpeers?nid={}", encode(network)))
     }
 
+    /// Waits until it is attached to a network, which takes a moment from its start on.
+    pub fn is_attached(&self, network: &str) -> Result<()> {
+        let what = format!("{} to be attached to {network}", self.id);
+        until(&what, SOON, || {
+            Ok(self.peers(network).is_ok_and(|peers| !peers.is_empty()))
+        })
+        .map(drop)
+    }
+
     /// Waits until a table holds exactly these keys and values, and returns how long it took.
     pub fn shows(&self, table: (&str, &str), entries: &[(&str, &str)]) -> Result<Duration> {
         let wanted: BTreeMap<_, _> = entries.iter().copied().collect();

@@ -19,6 +19,9 @@ use super::process::{self, Process};
 /// How long a page may keep a script waiting; less than the connection to the driver waits.
 const SCRIPT_MS: u64 = 15_000;
 
+/// How long a page may take until it shows what it should, with room for a busy machine.
+const SHOWN_WITHIN: Duration = Duration::from_secs(60);
+
 /// What chromedriver says before its port.
 const STARTED: &str = "ChromeDriver was started successfully on port ";
 
@@ -70,7 +73,8 @@ impl Browser {
         let driver = Process::start_program(Path::new("chromedriver"), &["--port=0"])?;
         let port = driver.line(STARTED, 1)?;
         let port: u16 = port.trim_end_matches('.').parse()?;
-        let connection = Connection::open((Ipv4Addr::LOCALHOST, port).into())?;
+        let addr = (Ipv4Addr::LOCALHOST, port).into();
+        let connection = Connection::open_within(addr, SHOWN_WITHIN)?;
         // From here on the handle ends the driver, whatever happens.
         let mut browser = Self {
             _driver: driver,
@@ -141,9 +145,8 @@ impl Browser {
                  }}
              }});"
         );
-        let limit = Duration::from_millis(SCRIPT_MS);
         let (mut seen, mut failed) = (Value::Null, None);
-        let waited = process::until(expression, limit, || {
+        let waited = process::until(expression, SHOWN_WITHIN, || {
             match self.run_async(&script, &[]) {
                 Ok(milliseconds) => seen = milliseconds,
                 Err(error) => failed = Some(error),

@@ -8,10 +8,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// `ETH_P_ALL` of `linux/if_ether.h`: packets of every protocol, in both directions.
 const EVERYTHING: u16 = 3;
+
+/// Room for packets that wait for the capture on a busy machine.
+const BUFFER_BYTES: usize = 16 << 20;
 
 /// An IPv4 packet.
 #[derive(Clone, Debug)]
@@ -65,7 +70,7 @@ impl Capture {
             Err(error) if error.kind() == ErrorKind::PermissionDenied => return Ok(None),
             Err(error) => return Err(error).context("open a packet socket"),
         };
-        socket.set_recv_buffer_size(16 << 20)?;
+        setsockopt(&socket, RcvBufForce, &BUFFER_BYTES)?;
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -75,7 +80,10 @@ impl Capture {
             while !stopped.load(Ordering::Relaxed) {
                 match socket.read(&mut buffer) {
                     Ok(bytes) => packets.extend(Packet::parse(&buffer[..bytes])),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                    // The end of a child of another thread interrupts a socket with a timeout (signal(7)).
+                    Err(error)
+                        if [ErrorKind::WouldBlock, ErrorKind::Interrupted]
+                            .contains(&error.kind()) => {}
                     Err(error) => return Err(error).context("read a packet"),
                 }
             }

@@ -96,6 +96,17 @@ impl Process {
         lock(&self.stderr).lines.clone()
     }
 
+    /// Waits until no more can come, as it has ended, and returns the log.
+    pub fn whole_log(&self) -> Result<Vec<String>> {
+        let waited = self
+            .stderr
+            .1
+            .wait_timeout_while(lock(&self.stderr), SOON, |log| !log.ended);
+        let (log, _) = waited.expect("readers do not panic");
+        ensure!(log.ended, "the log has not ended: {:?}", log.lines.last());
+        Ok(log.lines.clone())
+    }
+
     /// Returns the process id.
     #[must_use]
     pub fn id(&self) -> u32 {

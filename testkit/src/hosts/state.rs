@@ -176,7 +176,7 @@ impl State {
     /// Writes the file, whole or not at all.
     pub fn save(&self) -> Result<()> {
         let path = file(&self.name);
-        let draft = dir(&self.name).join("state");
+        let draft = draft(&self.name);
         fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
         fs::rename(&draft, &path).with_context(|| format!("write {}", path.display()))
     }
@@ -213,6 +213,11 @@ impl State {
 /// Returns the path of a state file.
 pub(super) fn file(name: &str) -> PathBuf {
     Path::new(RUN).join(format!("{name}.json"))
+}
+
+/// Returns where a state file is written before it takes the place of the one before.
+fn draft(name: &str) -> PathBuf {
+    dir(name).join("state")
 }
 
 /// Returns the directory of sockets and logs.
@@ -255,11 +260,22 @@ impl Lock {
     /// Gives it back after the last of the hosts is gone.
     pub(super) fn finish(self) -> Result<()> {
         let path = dir(&self.name);
+        // Of a process that was killed while it wrote.
+        match fs::remove_file(draft(&self.name)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).context("remove the draft of the state");
+            }
+            Ok(()) | Err(_) => {}
+        }
         fs::remove_dir(&path).with_context(|| format!("remove {}", path.display()))?;
         match fs::remove_dir(RUN) {
             Ok(()) => Ok(()),
-            // Other hosts.
-            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => Ok(()),
+            // Other hosts, or whoever took down the last of them at the same time.
+            Err(error)
+                if [ErrorKind::DirectoryNotEmpty, ErrorKind::NotFound].contains(&error.kind()) =>
+            {
+                Ok(())
+            }
             Err(error) => Err(error).with_context(|| format!("remove {RUN}")),
         }
     }

@@ -267,7 +267,7 @@ impl Cluster {
         let mut client = self.hosts.spawn(host, &program)?;
         until(command, DEADLINE, || client.process.has_ended())?;
         let code = client.process.exit_code()?;
-        let log = client.process.log();
+        let log = client.process.whole_log()?;
         ensure!(
             code == Some(0),
             "client {command} {args:?}: {code:?}: {}",

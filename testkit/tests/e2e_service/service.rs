@@ -102,7 +102,7 @@ impl Service {
     pub(crate) fn passes(&self, command: &str, args: &[&str]) -> Result<Vec<String>> {
         let mut run = self.client(command, args)?;
         let code = run.exit_code()?;
-        let log = run.log();
+        let log = run.whole_log()?;
         ensure!(
             code == Some(0),
             "{command} {args:?}: {code:?} {}",
@@ -120,7 +120,7 @@ impl Service {
         let mut run = self.client(command, args)?;
         let code = run.exit_code()?;
         let fatal = run.logged("level=fatal", 1);
-        let log = run.log();
+        let log = run.whole_log()?;
         ensure!(
             code == Some(1),
             "{command} {args:?}: {code:?} {}",
