@@ -29,6 +29,7 @@ pub(crate) struct How {
     #[param(minimum = 1, maximum = 30, default = 5)]
     within: Option<u8>,
     /// A table of which every node is asked for a hash of what its readers see: 1 to 255 bytes of UTF-8.
+    #[param(min_length = 1)]
     table: Option<String>,
 }
 
@@ -201,8 +202,11 @@ pub(crate) async fn check(
             "within must be 1 to {WITHIN_MAX} seconds"
         )));
     }
-    let table = how.table.map(TableName::new).transpose();
-    let table = table.map_err(Problem::name)?;
+    let table = match how.table.as_deref() {
+        Some("") => return Err(Problem::bad_request("table must be a name")),
+        Some(name) => Some(TableName::new(name).map_err(Problem::name)?),
+        None => None,
+    };
     let Ok(_place) = api.checks.try_acquire() else {
         return Err(Problem::busy(format!(
             "{CHECKS_MAX} checks are under way, which is the limit"
