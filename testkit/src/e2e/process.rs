@@ -282,10 +282,10 @@ fn built_binary(name: &str) -> Result<PathBuf> {
         .find(|dir| dir.ends_with("debug") || dir.ends_with("release"))
         .context("the test runs from a target directory of cargo")?;
     let path = profile.join(name);
-    if is_current(&path) {
+    if is_current(&path, &workspace()) {
         return Ok(path);
     }
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let workspace = workspace();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command
@@ -301,20 +301,46 @@ fn built_binary(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Tells whether a binary is newer than every source that cargo lists for it.
-fn is_current(path: &Path) -> bool {
+/// Tells whether a binary is newer than every source that cargo lists for it, or, as `cargo test` makes no list, than every
+/// source that it could have.
+fn is_current(path: &Path, workspace: &Path) -> bool {
     let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified());
     let Ok(built) = modified(path) else {
         return false;
     };
+    let is_older = |source: &Path| modified(source).is_ok_and(|time| time <= built);
     let Ok(list) = fs::read_to_string(path.with_extension("d")) else {
-        return false;
+        return sources(workspace).is_ok_and(|all| all.iter().all(|source| is_older(source)));
     };
     let sources = list.split_once(": ").map_or("", |(_, sources)| sources);
     // A path with an escaped space reads as missing and leads to a build, which is right if slow.
     sources
         .split_whitespace()
-        .all(|source| modified(Path::new(source)).is_ok_and(|time| time <= built))
+        .all(|source| is_older(Path::new(source)))
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Returns all files of a workspace but those of tests and of what was built.
+fn sources(workspace: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut left) = (Vec::new(), vec![workspace.to_owned()]);
+    while let Some(dir) = left.pop() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with('.') || ["target", "tests", "docs"].contains(&&*name) {
+                continue;
+            }
+            match entry.file_type()?.is_dir() {
+                true => left.push(entry.path()),
+                false => found.push(entry.path()),
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Reads a pipe to its end in the background.
@@ -353,16 +379,32 @@ mod tests {
     fn binary_older_than_a_source_is_not_current() {
         let dir = tempfile::tempdir().unwrap();
         let [binary, source, list] = ["bin", "a.rs", "bin.d"].map(|name| dir.path().join(name));
-        assert!(!is_current(&binary));
-        fs::write(&source, "").unwrap();
-        fs::write(&binary, "").unwrap();
-        assert!(!is_current(&binary), "without a list");
+        let workspace = dir.path().join("workspace");
+        fs::create_dir_all(workspace.join("agent/src")).unwrap();
+        fs::create_dir_all(workspace.join("target")).unwrap();
+        let (member, built) = (workspace.join("agent/src/b.rs"), workspace.join("target/x"));
+        assert!(!is_current(&binary, &workspace));
+        for file in [&source, &member, &binary] {
+            fs::write(file, "").unwrap();
+        }
+        let touch = |path: &Path, seconds| {
+            let time =
+                fs::metadata(&binary).unwrap().modified().unwrap() + Duration::from_secs(seconds);
+            let file = fs::File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path);
+            file.unwrap().set_modified(time).unwrap();
+        };
+        touch(&built, 1);
+        assert!(is_current(&binary, &workspace), "without a list");
+        touch(&member, 1);
+        assert!(!is_current(&binary, &workspace), "a source may be its own");
         fs::write(&list, format!("{}: {}", binary.display(), source.display())).unwrap();
-        assert!(is_current(&binary));
-        let later = fs::metadata(&binary).unwrap().modified().unwrap() + SOON;
-        let file = fs::File::options().write(true).open(&source).unwrap();
-        file.set_modified(later).unwrap();
-        assert!(!is_current(&binary));
+        assert!(is_current(&binary, &workspace), "it is none of its own");
+        touch(&source, 1);
+        assert!(!is_current(&binary, &workspace));
     }
 
     #[test]
