@@ -4,8 +4,10 @@
 //! Only what is shared by hand goes through here: a table between the engine and its readers, a watch between the driver
 //! and its watcher.
 
+#[cfg(all(feature = "node", not(shuttle)))]
+pub(crate) use parking_lot::Mutex;
 #[cfg(not(shuttle))]
-pub(crate) use parking_lot::{Mutex, RwLock};
+pub(crate) use parking_lot::RwLock;
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8};
 

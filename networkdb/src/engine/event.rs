@@ -74,6 +74,7 @@ pub(crate) fn key_hash(key: &str) -> u64 {
 }
 
 /// Where the walk of a table finds a key: the part of its hash that slots keep.
+#[cfg(feature = "node")]
 #[must_use]
 pub(crate) fn key_position(key: &Key) -> u64 {
     key_hash(key.as_str()) >> 32 << 32

@@ -80,6 +80,7 @@ mod table;
 mod write;
 
 pub use attachment::NetworkError;
+#[cfg(feature = "node")]
 pub(crate) use event::key_position;
 pub use event::{AttachmentRecord, Body, Digest, NodeRecord, TableRecord, WriteKind, value_hash};
 pub use inspect::{Difference, InspectToken, Inspected, Question};
