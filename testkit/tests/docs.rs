@@ -16,7 +16,7 @@ const SAMPLE_ENDS: [&str; 3] = ["_bucket", "_sum", "_count"];
 #[test]
 fn metrics_in_the_guide_and_in_the_alerts_are_those_of_a_node() -> Result<()> {
     let agent = Agent::start("node", &["--network", "net"])?;
-    agent.is_attached("net")?;
+    agent.wait_attached("net")?;
     let text = agent.get("/metrics")?;
     let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
     let families = families.filter_map(|line| line.split(' ').next());

@@ -345,7 +345,7 @@ fn kill_and_restart(left: &[&str], identity: impl Fn(&Path) -> Vec<String>) -> R
         let mut args: Vec<_> = identity.iter().map(String::as_str).collect();
         args.extend(["--network", "net1", "--join", &join]);
         let agent = Agent::start_unnamed("", &args)?;
-        agent.is_attached("net1")?;
+        agent.wait_attached("net1")?;
         Ok(agent)
     };
     let killed = start()?;
@@ -389,7 +389,7 @@ fn refused_stranger(agents: &[Agent], args: &[&str]) -> Result<()> {
     let join = agents[0].gossip.to_string();
     args.extend(["--network", "net1", "--join", &join]);
     let stranger = Agent::start("stranger", &args)?;
-    stranger.is_attached(TABLE.0)?;
+    stranger.wait_attached(TABLE.0)?;
     stranger.create(TABLE, "foreign", "value")?;
     stranger.process.logged("no member answers", 1)?;
     stays("the clusters are apart", CALM, || {

@@ -613,7 +613,7 @@ impl Rig {
         let agents = Agent::start_chain(count, args)?;
         if args.contains(&"net1") {
             for agent in &agents {
-                agent.is_attached("net1")?;
+                agent.wait_attached("net1")?;
             }
         }
         Ok(Some(Self { agents, browser }))

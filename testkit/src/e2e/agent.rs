@@ -152,7 +152,7 @@ impl Agent {
     }
 
     /// Waits until it is attached to a network, which takes a moment from its start on.
-    pub fn is_attached(&self, network: &str) -> Result<()> {
+    pub fn wait_attached(&self, network: &str) -> Result<()> {
         let what = format!("{} to be attached to {network}", self.id);
         until(&what, SOON, || {
             Ok(self.peers(network).is_ok_and(|peers| !peers.is_empty()))
